@@ -1,0 +1,256 @@
+//! One entry, one value: a fixed header and the payload, so that every script touches one key alone.
+//!
+//! ```text
+//! offset size
+//!      0    2  magic "C\x01": another format version is another entry
+//!      2    1  state: P pending, V valid
+//!      3    1  flags: 1 not found, 2 truncated list
+//!      4   16  fence: of the fill (P) or of the refresh (V) under way; zero: none
+//!     20    8  tag: format version, shape, epoch and generation
+//!     28    8  check: a fingerprint of the cache key, so that no reply can pass for another key's
+//!     36    8  soft_expires, milliseconds of the cache's clock
+//!     44    8  stored_at, milliseconds of the cache's clock
+//!     52    8  refresh_until, milliseconds of the cache's clock: until then the refresh is taken
+//!     60   16  etag
+//!     76    …  payload
+//! ```
+//!
+//! Integers are little endian. The scripts know these offsets too.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::Fill;
+
+/// Bytes before the payload.
+pub const HEADER: usize = 76;
+
+const MAGIC: [u8; 2] = *b"C\x01";
+const NEGATIVE: u8 = 1;
+const TRUNCATED: u8 = 2;
+
+/// A value as it is served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The bytes; empty for "not found".
+    pub payload: Bytes,
+    /// The payload's fingerprint.
+    pub etag: u128,
+    /// This is a "not found".
+    pub negative: bool,
+    /// The list was cut by its limit.
+    pub truncated: bool,
+    /// Milliseconds since it was stored, when it was read.
+    pub age_ms: u64,
+    /// Milliseconds until its TTL ends, when it was read; negative past it.
+    pub ttl_ms: i64,
+}
+
+/// 128 random bits, new for every attempt to lease. From the operating system: a counter or a seeded generator would
+/// repeat after a restart, and a repeated fence revives a dead lease.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Fence(pub [u8; 16]);
+
+impl Fence {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// Where the operating system gives no randomness.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl std::fmt::Debug for Fence {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Fence({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+/// The fingerprint of a payload: the `ETag` of what is served.
+#[must_use]
+pub fn etag(payload: &[u8]) -> u128 {
+    xxh3_128(payload)
+}
+
+/// The fingerprint of a cache key that is kept in its entry.
+#[must_use]
+pub fn check(key: &str) -> u64 {
+    xxh3_64(key.as_bytes())
+}
+
+/// What an entry must have been stored under to be of any use.
+#[must_use]
+pub fn tag(shape: u64, epoch: u64, generation: u64) -> u64 {
+    let mut bytes = [0; 24];
+    bytes[..8].copy_from_slice(&shape.to_le_bytes());
+    bytes[8..16].copy_from_slice(&epoch.to_le_bytes());
+    bytes[16..].copy_from_slice(&generation.to_le_bytes());
+    xxh3_64(&bytes)
+}
+
+/// A value as a memory holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Held {
+    /// Being filled.
+    Pending,
+    /// A value of this tag.
+    Valid {
+        /// What it was stored under.
+        tag: u64,
+        /// Milliseconds of the cache's clock.
+        soft_expires: u64,
+        /// The value.
+        entry: Entry,
+    },
+}
+
+/// Reads a held value back; `now` is the cache's clock in milliseconds.
+///
+/// `None` for anything that is not an entry of this key and format: it is treated as absent.
+#[must_use]
+pub fn decode(key: &str, value: Bytes, now: u64) -> Option<Held> {
+    let header = value.first_chunk::<HEADER>()?;
+    if header[..2] != MAGIC {
+        return None;
+    }
+    let number = |at: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&header[at..at + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    if number(28) != check(key) {
+        return None;
+    }
+    match header[2] {
+        b'P' => Some(Held::Pending),
+        b'V' => {
+            let mut etag = [0; 16];
+            etag.copy_from_slice(&header[60..76]);
+            let (flags, tag, soft_expires, stored_at) = (header[3], number(20), number(36), number(44));
+            let entry = Entry {
+                etag: u128::from_le_bytes(etag),
+                negative: flags & NEGATIVE != 0,
+                truncated: flags & TRUNCATED != 0,
+                age_ms: now.saturating_sub(stored_at),
+                ttl_ms: signed_difference(soft_expires, now),
+                payload: value.slice(HEADER..),
+            };
+            Some(Held::Valid { tag, soft_expires, entry })
+        }
+        _ => None,
+    }
+}
+
+/// `later - earlier` in milliseconds, clamped.
+fn signed_difference(later: u64, earlier: u64) -> i64 {
+    if later >= earlier {
+        i64::try_from(later - earlier).unwrap_or(i64::MAX)
+    } else {
+        i64::try_from(earlier - later).map_or(i64::MIN, |past| -past)
+    }
+}
+
+/// The value of an entry that is being filled.
+#[must_use]
+pub fn pending(key: &str, fence: Fence, tag: u64) -> Vec<u8> {
+    let mut value = Vec::with_capacity(HEADER);
+    value.extend_from_slice(&MAGIC);
+    value.extend_from_slice(&[b'P', 0]);
+    value.extend_from_slice(&fence.0);
+    value.extend_from_slice(&tag.to_le_bytes());
+    value.extend_from_slice(&check(key).to_le_bytes());
+    value.resize(HEADER, 0);
+    value
+}
+
+/// The value of a filled entry; `now` is the cache's clock in milliseconds.
+#[must_use]
+pub fn valid(key: &str, tag: u64, fill: &Fill, now: u64) -> Bytes {
+    let ttl = u64::try_from(fill.ttl.as_millis()).unwrap_or(u64::MAX);
+    let mut flags = 0;
+    if fill.negative {
+        flags |= NEGATIVE;
+    }
+    if fill.truncated {
+        flags |= TRUNCATED;
+    }
+    let mut value = BytesMut::with_capacity(HEADER + fill.payload.len());
+    value.put_slice(&MAGIC);
+    value.put_slice(&[b'V', flags]);
+    value.put_slice(&[0; 16]);
+    value.put_u64_le(tag);
+    value.put_u64_le(check(key));
+    value.put_u64_le(now.saturating_add(ttl));
+    value.put_u64_le(now);
+    value.put_u64_le(0);
+    value.put_u128_le(fill.etag);
+    value.put_slice(&fill.payload);
+    value.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::{Fence, HEADER, Held, decode, etag, pending, tag, valid};
+    use crate::cache::Fill;
+
+    fn fill(payload: &'static [u8]) -> Fill {
+        Fill {
+            payload: Bytes::from_static(payload),
+            etag: etag(payload),
+            negative: false,
+            truncated: true,
+            ttl: Duration::from_secs(10),
+            grace: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn what_was_stored_is_read_back() {
+        let value = valid("fruit:1", 7, &fill(b"{}"), 1_000);
+        let Some(Held::Valid { tag, soft_expires, entry }) = decode("fruit:1", value, 4_000) else {
+            panic!("the entry should be valid");
+        };
+        assert_eq!((tag, soft_expires, entry.age_ms, entry.ttl_ms), (7, 11_000, 3_000, 7_000));
+        assert_eq!((entry.payload.as_ref(), entry.etag), (b"{}".as_ref(), etag(b"{}")));
+        assert!(entry.truncated && !entry.negative);
+    }
+
+    #[test]
+    fn another_keys_value_is_never_taken_for_this_keys() {
+        let value = valid("fruit:1", 7, &fill(b"{}"), 0);
+        assert_eq!(decode("fruit:2", value, 0), None);
+        let value = pending("fruit:1", Fence([1; 16]), 7);
+        assert_eq!(decode("fruit:2", value.into(), 0), None);
+    }
+
+    #[test]
+    fn a_tag_differs_by_each_of_its_parts() {
+        let all = [tag(1, 2, 3), tag(2, 2, 3), tag(1, 3, 3), tag(1, 2, 4), tag(3, 2, 1)];
+        for (index, one) in all.iter().enumerate() {
+            assert!(!all[..index].contains(one));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_entry_or_absent(bytes in proptest::collection::vec(any::<u8>(), 0..200), now: u64) {
+            let _ = decode("k", bytes.into(), now);
+        }
+
+        #[test]
+        fn a_damaged_header_never_panics(at in 0..HEADER, with: u8, now: u64) {
+            let mut value = valid("k", 1, &fill(b"payload"), 5).to_vec();
+            value[at] = with;
+            let _ = decode("k", value.into(), now);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Where entries are kept: one trait, its verdicts, and the adapters behind it.
+//!
+//! A memory is told four things: *read* this entry, *lease* me the right to fill it, *fill* it, and
+//! *invalidate* it. What makes this safe is the fence: a lease puts a fresh random token into the entry,
+//! a fill is accepted only while that token is still there, and an invalidation, an eviction, an expiry
+//! or a restart destroys it. So a value that was read from the database before a change can never be
+//! stored after that change's invalidation, however long its filler slept.
+//!
+//! Adapters judge nothing else. Whether to load, wait or serve old data is decided in [`crate::aside`].
+
+pub mod entry;
+pub mod memory;
+pub mod redis;
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use entry::{Entry, Fence, Held};
+
+/// Where an entry is kept, and what its value must be the shape of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// The cache key.
+    pub key: &'a str,
+    /// The resource whose generation the entry shares.
+    pub resource: &'a str,
+    /// The fingerprint of what decides the entry's bytes: another one is another entry.
+    pub shape: u64,
+}
+
+/// What a read found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Lookup {
+    /// An entry within its TTL.
+    Fresh(Entry),
+    /// An entry past its TTL, kept for when the database fails or while it is refreshed.
+    Soft(Entry),
+    /// Somebody is filling it.
+    Pending,
+    /// Nothing, or nothing that this version, shape and generation can use.
+    Absent,
+}
+
+/// What became of the wish to fill an entry.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Lease {
+    /// Fill it, with this ticket. `stale` is what is there until then.
+    Fill {
+        /// The right to fill.
+        ticket: Ticket,
+        /// The entry past its TTL that is being refreshed.
+        stale: Option<Entry>,
+    },
+    /// Somebody else is filling it.
+    Wait {
+        /// The entry past its TTL that is being refreshed.
+        stale: Option<Entry>,
+    },
+    /// It was filled meanwhile.
+    Hit(Entry),
+    /// Not to be filled now: it belongs to another shape of the same resource (a rolling update), or a writer holds
+    /// it. Read the database and store nothing.
+    Past,
+}
+
+/// The right to fill one entry. It is void as soon as the entry's fence is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The random token that the lease wrote.
+    pub fence: Fence,
+    /// The version, shape, epoch and generation under which the lease was given: a fill carries those of its lease.
+    pub tag: u64,
+}
+
+/// What is to be stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fill {
+    /// The bytes as they are served; empty for "not found".
+    pub payload: Bytes,
+    /// The payload's fingerprint.
+    pub etag: u128,
+    /// This is a "not found".
+    pub negative: bool,
+    /// The list was cut by its limit.
+    pub truncated: bool,
+    /// Fresh for this long.
+    pub ttl: Duration,
+    /// Kept for this much longer.
+    pub grace: Duration,
+}
+
+/// What became of a fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// It is stored.
+    Stored,
+    /// Refused: the entry was invalidated, and leased again or filled by another.
+    Fenced,
+    /// Refused: the entry was invalidated, evicted, or its lock ended.
+    Gone,
+}
+
+/// What a memory holds under a key, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inspection {
+    /// `absent`, `pending`, `valid`, `expired` (past its TTL) or `unusable` (another version, shape or generation).
+    pub state: &'static str,
+    /// Seconds since it was stored.
+    pub age: Option<f64>,
+    /// Seconds until its TTL ends; negative past it.
+    pub ttl: Option<f64>,
+    /// Bytes held.
+    pub size: usize,
+    /// It says "not found".
+    pub negative: bool,
+}
+
+impl Inspection {
+    /// What a held value says, to a reader who would use only entries of this `tag`.
+    #[must_use]
+    pub fn of(held: Option<Held>, size: usize, wanted: u64) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "seconds for people; no entry lives long enough to matter")]
+        let seconds = |milliseconds: i64| milliseconds as f64 / 1000.0;
+        let bare = |state| Self { state, age: None, ttl: None, size, negative: false };
+        match held {
+            None if size == 0 => bare("absent"),
+            None => bare("unusable"),
+            Some(Held::Pending) => bare("pending"),
+            Some(Held::Valid { tag, .. }) if tag != wanted => bare("unusable"),
+            Some(Held::Valid { entry, .. }) => Self {
+                state: if entry.ttl_ms > 0 { "valid" } else { "expired" },
+                age: Some(seconds(i64::try_from(entry.age_ms).unwrap_or(i64::MAX))),
+                ttl: Some(seconds(entry.ttl_ms)),
+                size,
+                negative: entry.negative,
+            },
+        }
+    }
+}
+
+/// Why a memory could not be asked. The heart counts it and does without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CacheError {
+    /// No connection that can be used now.
+    #[error("no connection to the cache")]
+    Disconnected,
+    /// No answer in time.
+    #[error("the cache did not answer in time")]
+    TimedOut,
+    /// Connected, but it is not known whether what it holds is current.
+    #[error("the cache can't be trusted at the moment")]
+    Untrusted,
+    /// It answered with an error (out of memory, read only, loading), or with nonsense.
+    #[error("the cache refused the command")]
+    Refused,
+}
+
+impl CacheError {
+    /// A label for metrics.
+    #[must_use]
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Disconnected => "disconnected",
+            Self::TimedOut => "timeout",
+            Self::Untrusted => "untrusted",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// A memory for entries. Each method is one round trip, whatever the number of entries, and ends within
+/// the configured timeout.
+pub trait Cache: Send + Sync {
+    /// Looks at one entry: the hot path.
+    fn read(&self, place: Place<'_>) -> impl Future<Output = Result<Lookup, CacheError>> + Send;
+
+    /// Looks at many entries, answering in their order.
+    fn read_many(&self, places: &[Place<'_>])
+    -> impl Future<Output = Result<Vec<Lookup>, CacheError>> + Send;
+
+    /// Asks for the right to fill entries. The lock of each ends after `lock` unless it is renewed.
+    fn lease(
+        &self,
+        places: &[Place<'_>],
+        lock: Duration,
+    ) -> impl Future<Output = Result<Vec<Lease>, CacheError>> + Send;
+
+    /// Makes the locks of live tickets last for `lock` from now.
+    fn renew(
+        &self,
+        held: &[(Place<'_>, Ticket)],
+        lock: Duration,
+    ) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// Stores values under tickets that are still good.
+    fn fill(
+        &self,
+        fills: &[(Place<'_>, Ticket, Fill)],
+    ) -> impl Future<Output = Result<Vec<Filled>, CacheError>> + Send;
+
+    /// Gives tickets back unused, so that nobody waits for them.
+    fn release(&self, held: &[(Place<'_>, Ticket)]) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// Destroys entries together with the fences of fills under way. Idempotent.
+    ///
+    /// Where it fails, the adapter owes these invalidations: it delivers them before it lets anything that it holds be
+    /// read again by this process.
+    fn invalidate(&self, keys: &[&str]) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// Makes all entries of a resource absent, by giving it a new generation.
+    fn purge(&self, resource: &str) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// What is there.
+    fn inspect(&self, place: Place<'_>) -> impl Future<Output = Result<Inspection, CacheError>> + Send;
+}
+
+/// The memory of a running service, chosen once from the URL's scheme.
+#[derive(Clone, Debug)]
+pub enum AnyCache {
+    /// Redis or Valkey.
+    Redis(redis::RedisCache),
+    /// In this process.
+    Memory(memory::MemoryCache),
+}
+
+impl AnyCache {
+    /// A handle whose connection lives in the runtime that calls this, so that its replies wake no other thread.
+    #[must_use]
+    pub fn attach(&self) -> Self {
+        match self {
+            Self::Redis(cache) => Self::Redis(cache.attach()),
+            Self::Memory(cache) => Self::Memory(cache.clone()),
+        }
+    }
+
+    /// The engine's name in `Cache-Status`.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        match self {
+            Self::Redis(_) => "redis",
+            Self::Memory(_) => "memory",
+        }
+    }
+
+    /// Whether it can be used now, in words.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being used.
+    pub fn health(&self) -> Result<(), CacheError> {
+        match self {
+            Self::Redis(cache) => cache.health(),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $cache:ident => $call:expr) => {
+        match $self {
+            AnyCache::Redis($cache) => $call.await,
+            AnyCache::Memory($cache) => $call.await,
+        }
+    };
+}
+
+impl Cache for AnyCache {
+    async fn read(&self, place: Place<'_>) -> Result<Lookup, CacheError> {
+        each!(self, cache => cache.read(place))
+    }
+
+    async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
+        each!(self, cache => cache.read_many(places))
+    }
+
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
+        each!(self, cache => cache.lease(places, lock))
+    }
+
+    async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
+        each!(self, cache => cache.renew(held, lock))
+    }
+
+    async fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
+        each!(self, cache => cache.fill(fills))
+    }
+
+    async fn release(&self, held: &[(Place<'_>, Ticket)]) -> Result<(), CacheError> {
+        each!(self, cache => cache.release(held))
+    }
+
+    async fn invalidate(&self, keys: &[&str]) -> Result<(), CacheError> {
+        each!(self, cache => cache.invalidate(keys))
+    }
+
+    async fn purge(&self, resource: &str) -> Result<(), CacheError> {
+        each!(self, cache => cache.purge(resource))
+    }
+
+    async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {
+        each!(self, cache => cache.inspect(place))
+    }
+}

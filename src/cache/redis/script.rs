@@ -1,0 +1,59 @@
+//! The four scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
+
+use redis::{Cmd, Pipeline, Script};
+
+/// The texts, loaded whenever a connection is made.
+const TEXTS: [&str; 4] =
+    [include_str!("lease.lua"), include_str!("fill.lua"), include_str!("renew.lua"), include_str!("release.lua")];
+
+/// The scripts by their fingerprints.
+pub(super) struct Scripts {
+    lease: Script,
+    fill: Script,
+    renew: Script,
+    release: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        let [lease, fill, renew, release] = TEXTS.map(Script::new);
+        Self { lease, fill, renew, release }
+    }
+
+    /// Adds one `SCRIPT LOAD` for each: EVALSHA finds them from then on, until the server restarts.
+    pub(super) fn load(pipe: &mut Pipeline) {
+        for text in TEXTS {
+            pipe.cmd("SCRIPT").arg("LOAD").arg(text);
+        }
+    }
+
+    pub(super) fn lease(&self, key: &str, pending: &[u8], lock_ms: u64) -> Cmd {
+        let mut cmd = call(&self.lease, key);
+        cmd.arg(pending).arg(lock_ms);
+        cmd
+    }
+
+    pub(super) fn fill(&self, key: &str, fence: &[u8], value: &[u8], life_ms: u64) -> Cmd {
+        let mut cmd = call(&self.fill, key);
+        cmd.arg(fence).arg(value).arg(life_ms);
+        cmd
+    }
+
+    pub(super) fn renew(&self, key: &str, fence: &[u8], lock_ms: u64) -> Cmd {
+        let mut cmd = call(&self.renew, key);
+        cmd.arg(fence).arg(lock_ms);
+        cmd
+    }
+
+    pub(super) fn release(&self, key: &str, fence: &[u8]) -> Cmd {
+        let mut cmd = call(&self.release, key);
+        cmd.arg(fence);
+        cmd
+    }
+}
+
+fn call(script: &Script, key: &str) -> Cmd {
+    let mut cmd = redis::cmd("EVALSHA");
+    cmd.arg(script.get_hash()).arg(1).arg(key);
+    cmd
+}

@@ -1,0 +1,19 @@
+//! What is served: resources and their lists, checked once against the database's own schema.
+//!
+//! A request's path becomes a [`Target`] here or it is refused here, and this is the only room that
+//! spells a cache key. The catalog knows no SQL and no Redis: stores describe tables to it
+//! ([`Table`]), and it decides whether the configuration fits them ([`bind()`]).
+
+mod bind;
+mod key;
+mod names;
+mod resource;
+mod table;
+mod target;
+
+pub use bind::{Problem, bind, discover};
+pub use key::{Key, KeyError};
+pub use names::{TableName, identifier, nearest};
+pub use resource::{List, Order, Policy, Resource, Statements};
+pub use table::{Column, Kind, Table};
+pub use target::{Target, What};

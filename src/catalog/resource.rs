@@ -1,0 +1,198 @@
+//! A resource that was found to fit the database, with everything a request needs to know of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Column, Key, KeyError, Table, Target, What, key};
+use crate::config::{Defaults, GenerateKey, WriteKind};
+
+/// How long entries live. All durations count from the moment the entry was stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Policy {
+    /// Fresh for this long, at most.
+    pub ttl: Duration,
+    /// Each TTL is drawn from `[ttl * (1 - jitter), ttl]`, so that entries don't end together.
+    pub jitter: f64,
+    /// How long "not found" is cached; zero: never.
+    pub negative_ttl: Duration,
+    /// How long past its TTL an entry may be served when the database fails.
+    pub stale_if_error: Duration,
+    /// How long past its TTL an entry is served while one reader refreshes it.
+    pub stale_while_revalidate: Duration,
+}
+
+impl Policy {
+    /// The policy that these configured values describe.
+    #[must_use]
+    pub fn new(values: &Defaults) -> Self {
+        Self {
+            ttl: values.ttl,
+            jitter: values.ttl_jitter,
+            negative_ttl: values.negative_ttl,
+            stale_if_error: values.stale_if_error,
+            stale_while_revalidate: values.stale_while_revalidate,
+        }
+    }
+
+    /// How long past its TTL an entry is of any use.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.stale_if_error.max(self.stale_while_revalidate)
+    }
+}
+
+/// The store's own texts for one resource, written once when it is bound; the catalog can't read them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statements {
+    /// One row by its key.
+    pub row: String,
+    /// Many rows by their keys.
+    pub rows: String,
+    /// One per declared list, in their order.
+    pub lists: Vec<String>,
+}
+
+/// One column of an ORDER BY, as a position in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Order {
+    /// Position in [`Table::columns`].
+    pub column: usize,
+    /// Largest first.
+    pub descending: bool,
+}
+
+/// A declared list: the rows whose `column` has one value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct List {
+    /// Position in [`Table::columns`].
+    pub column: usize,
+    /// The declared order, then the key.
+    pub order: Vec<Order>,
+    /// The most rows of one answer.
+    pub limit: usize,
+    /// How long its entries live.
+    pub policy: Policy,
+}
+
+/// A table or view that is served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource {
+    /// The name in paths, cache keys and metrics.
+    pub name: Arc<str>,
+    /// The table as the database described it.
+    pub table: Table,
+    /// Positions of the key's columns in [`Table::columns`].
+    pub key: Vec<usize>,
+    /// Positions of the columns that are shown, in the order they are shown.
+    pub columns: Vec<usize>,
+    /// The declared lists.
+    pub lists: Vec<List>,
+    /// How long rows live.
+    pub policy: Policy,
+    /// Which writes are allowed.
+    pub write: Vec<WriteKind>,
+    /// Who makes the key of a new row.
+    pub generate_key: GenerateKey,
+    /// A fingerprint of all that decides the bytes of an entry: another shape is another entry.
+    pub shape: u64,
+    /// What comes before the resource's name in its cache keys.
+    pub key_prefix: String,
+    /// The store's texts.
+    pub statements: Statements,
+}
+
+impl Resource {
+    /// The key's columns.
+    pub fn key_columns(&self) -> impl ExactSizeIterator<Item = &Column> {
+        self.key.iter().map(|position| &self.table.columns[*position])
+    }
+
+    /// The shown columns.
+    pub fn shown_columns(&self) -> impl ExactSizeIterator<Item = &Column> {
+        self.columns.iter().map(|position| &self.table.columns[*position])
+    }
+
+    /// The shown column of this name.
+    #[must_use]
+    pub fn shown(&self, name: &str) -> Option<&Column> {
+        self.shown_columns().find(|column| column.name == name)
+    }
+
+    /// Whether the column is part of the key.
+    #[must_use]
+    pub fn is_key(&self, name: &str) -> bool {
+        self.key_columns().any(|column| column.name == name)
+    }
+
+    /// Whether each key has one text alone, so that "not found" may be cached under it.
+    #[must_use]
+    pub fn exact_key(&self) -> bool {
+        self.key_columns().all(|column| column.exact)
+    }
+
+    /// Whether this kind of write was declared.
+    #[must_use]
+    pub fn allows(&self, kind: WriteKind) -> bool {
+        self.write.contains(&kind)
+    }
+
+    /// The query parameter that carries keys of a batch.
+    #[must_use]
+    pub fn batch_parameter(&self) -> &str {
+        match self.key.as_slice() {
+            [only] => &self.table.columns[*only].name,
+            _ => "key",
+        }
+    }
+
+    /// Parses a row's key from one text per key column.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] where no row can have it.
+    pub fn row(self: &Arc<Self>, texts: Vec<String>) -> Result<Target, KeyError> {
+        Ok(self.row_of(Key::parse(self.key_columns(), texts)?))
+    }
+
+    /// The target of a key that is canonical already.
+    #[must_use]
+    pub fn row_of(self: &Arc<Self>, key: Key) -> Target {
+        let mut entry = self.entry(":");
+        key.spell(&mut entry);
+        Target::new(Arc::clone(self), entry, What::Row(key))
+    }
+
+    /// The declared list on the column of this name, for one value.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] where no row can have the value.
+    pub fn list(self: &Arc<Self>, index: usize, text: String) -> Result<Target, KeyError> {
+        let value = key::canonical(&self.table.columns[self.lists[index].column], text)?;
+        Ok(self.list_of(index, value))
+    }
+
+    /// The target of a list value that is canonical already.
+    #[must_use]
+    pub fn list_of(self: &Arc<Self>, index: usize, value: String) -> Target {
+        let mut entry = self.entry("?");
+        entry.push_str(&self.table.columns[self.lists[index].column].name);
+        entry.push('=');
+        entry.push_str(&value);
+        Target::new(Arc::clone(self), entry, What::List { index, value })
+    }
+
+    /// The position of the list declared on the column of this name.
+    #[must_use]
+    pub fn list_on(&self, column: &str) -> Option<usize> {
+        self.lists.iter().position(|list| self.table.columns[list.column].name == column)
+    }
+
+    fn entry(&self, mark: &str) -> String {
+        let mut entry = String::with_capacity(self.key_prefix.len() + self.name.len() + 40);
+        entry.push_str(&self.key_prefix);
+        entry.push_str(&self.name);
+        entry.push_str(mark);
+        entry
+    }
+}

@@ -1,0 +1,63 @@
+//! `cache:` the memory in front of the database.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{SecretUrl, units};
+
+/// The cache.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    /// `redis://`, `rediss://`, `valkey://`, `valkeys://` or `memory:` (in this process alone). Also `CACHE_URL` or
+    /// `REDIS_URL`, or composed of `CACHE_ENGINE CACHE_HOST CACHE_PORT`. Default `memory:`.
+    pub url: SecretUrl,
+    /// Stands before every key, for a server that several services share. Default: nothing.
+    pub key_prefix: String,
+    /// The most that one cache operation may take; past it the read goes to the database. Default `100ms`.
+    #[serde(deserialize_with = "units::duration")]
+    #[schemars(with = "String")]
+    pub timeout: Duration,
+    /// Larger entries are served and not cached. Default `1MiB`.
+    #[serde(deserialize_with = "units::size")]
+    #[schemars(with = "String")]
+    pub max_entry: usize,
+    /// The in-process tier, and the size of a `memory:` cache.
+    pub local: Local,
+    /// Certificates (PEM) to trust instead of the system's. Default: none.
+    #[serde(deserialize_with = "units::some_path")]
+    #[schemars(with = "String")]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The in-process tier.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Local {
+    /// The most that it holds. Default `64MiB`.
+    #[serde(deserialize_with = "units::size")]
+    #[schemars(with = "String")]
+    pub max_bytes: usize,
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        Self { max_bytes: 64 << 20 }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            url: SecretUrl::new("memory:"),
+            key_prefix: String::new(),
+            timeout: Duration::from_millis(100),
+            max_entry: 1 << 20,
+            local: Local::default(),
+            ca_file: None,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! `database:` where the truth is.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{SecretUrl, units};
+
+/// The database.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// `postgres://user:password@host/name`, `sqlite:FILE` or `sqlite::memory:`. Also `DATABASE_URL`, or composed of
+    /// `DB_ENGINE DB_HOST DB_PORT DB_USER DB_PASSWORD DB_NAME`. Required.
+    pub url: SecretUrl,
+    /// The most connections. Default 16.
+    #[serde(deserialize_with = "units::number")]
+    pub pool_size: u32,
+    /// Requests that may wait for a connection; past it they get 503 at once. Default 256.
+    #[serde(deserialize_with = "units::number")]
+    pub queue: u32,
+    /// The database itself ends a statement that takes longer. Default `2s`.
+    #[serde(deserialize_with = "units::duration")]
+    #[schemars(with = "String")]
+    pub statement_timeout: Duration,
+    /// A replica that fills may read from when it is fresh enough. Default: none.
+    pub replica_url: SecretUrl,
+    /// Certificates (PEM) to trust instead of the system's. Default: none.
+    #[serde(deserialize_with = "units::some_path")]
+    #[schemars(with = "String")]
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            url: SecretUrl::default(),
+            pool_size: 16,
+            queue: 256,
+            statement_timeout: Duration::from_secs(2),
+            replica_url: SecretUrl::default(),
+            ca_file: None,
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! `invalidation:` how changes of other writers reach the cache.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::units;
+
+/// How the cache learns of changes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Invalidation {
+    /// Where changes are read from. Default `outbox`.
+    pub mode: InvalidationMode,
+    /// No unmarked hit is further behind the database than this. Default `1s`.
+    #[serde(deserialize_with = "units::duration")]
+    #[schemars(with = "String")]
+    pub max_staleness: Duration,
+}
+
+impl Default for Invalidation {
+    fn default() -> Self {
+        Self { mode: InvalidationMode::Outbox, max_staleness: Duration::from_secs(1) }
+    }
+}
+
+/// Where changes are read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum InvalidationMode {
+    /// Triggers that write changes into an outbox table.
+    Outbox,
+    /// Logical replication.
+    Wal,
+    /// The service's own writes and TTLs alone.
+    None,
+}

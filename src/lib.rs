@@ -1,0 +1,6 @@
+//! cache-aside
+#![forbid(unsafe_code)]
+pub mod catalog;
+pub mod cache;
+pub mod config;
+pub mod store;

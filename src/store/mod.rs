@@ -1,0 +1,198 @@
+//! Where the truth is: one trait, its errors, and the databases behind it.
+//!
+//! A store describes its tables to the catalog, reads rows and lists as JSON text that the database itself wrote, and
+//! writes. Its errors say what a caller can do; what the database said of a value is turned into columns' names here,
+//! so that no SQL leaves this room.
+
+pub mod postgres;
+
+mod write;
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+use crate::catalog::{Key, Problem, Resource, Table, TableName};
+pub use write::{Body, Precondition, Write, WriteError, Written, merge_patch};
+
+/// One row, as the database wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// A JSON object of the resource's columns.
+    pub json: Bytes,
+    /// The database spells the key as it was asked for. Where it doesn't (`1.0` for `1.00`, `Foo` for `foo`), the row must
+    /// not be cached under the asked text.
+    pub spelled_as_asked: bool,
+}
+
+/// The rows of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// A JSON array of objects.
+    pub json: Bytes,
+    /// There were more rows than the limit.
+    pub truncated: bool,
+}
+
+/// Why a store could not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The database can't be reached, is starting, or is shutting down.
+    #[error("the database can't be reached: {0}")]
+    Unavailable(String),
+    /// Too many requests wait for a connection already.
+    #[error("too many requests wait for a database connection")]
+    Busy,
+    /// The statement ran into its timeout; the database has stopped working on it.
+    #[error("the database took too long")]
+    TimedOut,
+    /// The database can't read a key or value as one of the column's type.
+    #[error("the database can't read the value: {0}")]
+    BadValue(String),
+    /// A table or column that was there is not there any more: the catalog must look again.
+    #[error("the table has changed: {0}")]
+    Changed(String),
+    /// Anything else that the database refused.
+    #[error("the database refused the statement: {0}")]
+    Refused(String),
+}
+
+impl StoreError {
+    /// A label for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Busy => "queue_full",
+            Self::TimedOut => "timeout",
+            Self::BadValue(_) => "bad_value",
+            Self::Changed(_) => "schema_changed",
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    /// Whether the database itself is in trouble, rather than this one statement: the moment to serve what is stale.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Busy | Self::TimedOut)
+    }
+}
+
+/// A database of rows.
+pub trait Store: Send + Sync {
+    /// The table or view of this name; `None` where there is none.
+    fn describe(&self, name: &TableName) -> impl Future<Output = Result<Option<Table>, StoreError>> + Send;
+
+    /// Every table that a connection without further ado sees.
+    fn tables(&self) -> impl Future<Output = Result<Vec<Table>, StoreError>> + Send;
+
+    /// Writes the resource's statements and tries them on the database.
+    fn prepare(
+        &self,
+        resource: Resource,
+    ) -> impl Future<Output = Result<(Resource, Vec<Problem>), StoreError>> + Send;
+
+    /// The rows of these keys, in their order, with one statement.
+    fn rows(
+        &self,
+        resource: &Resource,
+        keys: &[&Key],
+    ) -> impl Future<Output = Result<Vec<Option<Row>>, StoreError>> + Send;
+
+    /// A declared list for one value.
+    fn list(
+        &self,
+        resource: &Resource,
+        index: usize,
+        value: &str,
+    ) -> impl Future<Output = Result<Rows, StoreError>> + Send;
+
+    /// Runs one write in a transaction of its own.
+    fn write(
+        &self,
+        resource: &Resource,
+        write: Write,
+    ) -> impl Future<Output = Result<Written, WriteError>> + Send;
+
+    /// Whether the database answers, asked beside the queue of requests.
+    fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// How many connections there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// Working on a statement.
+    pub in_use: usize,
+    /// Open and free.
+    pub idle: usize,
+    /// Requests that wait for one.
+    pub waiting: usize,
+}
+
+/// The database of a running service, chosen once from the URL's scheme.
+#[derive(Clone, Debug)]
+pub enum AnyStore {
+    /// PostgreSQL.
+    Postgres(postgres::PostgresStore),
+    /// SQLite, in a file or in memory.
+    Sqlite(postgres::PostgresStore),
+}
+
+macro_rules! each {
+    ($self:ident, $store:ident => $call:expr) => {
+        match $self {
+            AnyStore::Postgres($store) => $call.await,
+            AnyStore::Sqlite($store) => $call.await,
+        }
+    };
+}
+
+impl AnyStore {
+    /// What `db.system.name` calls it.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgresql",
+            Self::Sqlite(_) => "sqlite",
+        }
+    }
+
+    /// Its connections now.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        match self {
+            Self::Postgres(store) => store.connections(),
+            Self::Sqlite(store) => store.connections(),
+        }
+    }
+}
+
+impl Store for AnyStore {
+    async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
+        each!(self, store => store.describe(name))
+    }
+
+    async fn tables(&self) -> Result<Vec<Table>, StoreError> {
+        each!(self, store => store.tables())
+    }
+
+    async fn prepare(&self, resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
+        each!(self, store => store.prepare(resource))
+    }
+
+    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Vec<Option<Row>>, StoreError> {
+        each!(self, store => store.rows(resource, keys))
+    }
+
+    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
+        each!(self, store => store.list(resource, index, value))
+    }
+
+    async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
+        each!(self, store => store.write(resource, write))
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        each!(self, store => store.ping())
+    }
+}

@@ -1,0 +1,91 @@
+//! Makes connections: in one runtime, with TLS as the URL asks for it, and set up the same each time.
+
+use std::time::Duration;
+
+use deadpool_postgres::Connect;
+use futures_util::future::{BoxFuture, FutureExt};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Config, Error};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::tls;
+use crate::config;
+
+/// Everything that a new connection needs.
+#[derive(Clone)]
+pub(super) struct Connector {
+    config: Config,
+    tls: MakeRustlsConnect,
+    setup: String,
+    runtime: Handle,
+}
+
+impl Connector {
+    pub(super) fn new(database: &config::Database) -> anyhow::Result<Self> {
+        let (url, verify) = tls::split_mode(database.url.expose());
+        let mut config: Config = url.parse()?;
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(Duration::from_secs(2));
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("cache-aside");
+        }
+        config.keepalives_idle(Duration::from_secs(30)).tcp_user_timeout(Duration::from_secs(10));
+        let tls = tls::connector(verify, database.ca_file.as_deref())?;
+        // By SET, not as a start-up parameter: connection poolers refuse those. The digits and the form of bytea are
+        // part of what is promised; a transaction whose client stalls must not hold its locks for ever.
+        let milliseconds = database.statement_timeout.as_millis();
+        let setup = format!(
+            "SET statement_timeout = {milliseconds}; SET idle_in_transaction_session_timeout = {}; \
+             SET bytea_output = 'hex'; SET extra_float_digits = 1",
+            milliseconds + 5_000
+        );
+        Ok(Self { config, tls, setup, runtime: Handle::current() })
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Asks the server to stop working on the client's statement, over a connection of its own.
+    pub(super) async fn cancel(&self, client: &Client) {
+        if let Err(error) = client.cancel_token().cancel_query(self.tls.clone()).await {
+            tracing::debug!(%error, "a statement could not be cancelled");
+        }
+    }
+
+    /// A connection outside the pool.
+    pub(super) async fn open(&self) -> Result<Client, Error> {
+        self.connect(&self.config).await.map(|(client, _)| client)
+    }
+}
+
+impl Connect for Connector {
+    fn connect(&self, _: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), Error>> {
+        let (config, tls, setup) = (self.config.clone(), self.tls.clone(), self.setup.clone());
+        // Wherever the request came from: a connection dies with the runtime that drives it, and workers end one by one.
+        let made = self.runtime.spawn(async move {
+            let (client, connection) = config.connect(tls).await?;
+            let driver = tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a database connection ended");
+                }
+            });
+            client.batch_execute(&setup).await?;
+            Ok((client, driver))
+        });
+        async move {
+            match made.await {
+                Ok(outcome) => outcome,
+                // The runtime is shutting down, and whoever waits with it; the wait for a connection is bounded.
+                Err(_) => std::future::pending().await,
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,337 @@
+//! PostgreSQL: prepared statements over a pool, rows as the JSON that `row_to_json` writes.
+//!
+//! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
+//! - `describe` asks the system catalogues what a table is
+//! - `sql` writes the statements of a resource
+//! - `write` runs the transaction of one write, and asks which column a refused value belongs to
+
+mod connect;
+mod describe;
+mod sql;
+mod tls;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{FromSql, Type};
+
+use self::connect::Connector;
+use super::{Connections, Row, Rows, Store, StoreError, Write, WriteError, Written};
+use crate::catalog::{Key, Problem, Resource, Table, TableName};
+use crate::config;
+
+/// What the client waits past the server's own statement timeout before it gives the connection up.
+const SLACK: Duration = Duration::from_millis(500);
+
+/// The most that making a connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A PostgreSQL server.
+#[derive(Clone)]
+pub struct PostgresStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: Pool,
+    connector: Connector,
+    /// One for each connection of the pool, so that the queue in front of it is ours to bound.
+    permits: Semaphore,
+    waiting: AtomicUsize,
+    queue: usize,
+    statement_timeout: Duration,
+    /// Outside the pool, so that a long queue is not taken for a dead database.
+    probe: Mutex<Option<tokio_postgres::Client>>,
+}
+
+impl std::fmt::Debug for PostgresStore {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("PostgresStore").field("connections", &self.connections()).finish_non_exhaustive()
+    }
+}
+
+/// A connection out of the pool, with the right to be on it.
+struct Checked<'a> {
+    client: Object,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl PostgresStore {
+    /// Prepares the pool that `config` describes, without connecting yet. Connections will live in the runtime that
+    /// calls this.
+    ///
+    /// # Errors
+    ///
+    /// A URL or certificate that can't be used.
+    pub fn new(config: &config::Database) -> anyhow::Result<Self> {
+        let connector = Connector::new(config)?;
+        let manager = Manager::from_connect(
+            connector.config().clone(),
+            connector.clone(),
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
+        );
+        let size = usize::try_from(config.pool_size)?;
+        let pool = Pool::builder(manager).max_size(size).build()?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                pool,
+                connector,
+                permits: Semaphore::new(size),
+                waiting: AtomicUsize::new(0),
+                queue: usize::try_from(config.queue)?,
+                statement_timeout: config.statement_timeout,
+                probe: Mutex::new(None),
+            }),
+        })
+    }
+
+    /// The connections now.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        let open = self.inner.pool.status().size;
+        let in_use = self.inner.pool.status().max_size.saturating_sub(self.inner.permits.available_permits());
+        Connections {
+            in_use: in_use.min(open),
+            idle: open.saturating_sub(in_use),
+            waiting: self.inner.waiting.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The version of the server, for `check`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where it can't be asked.
+    pub async fn version(&self) -> Result<String, StoreError> {
+        let checked = self.checkout().await?;
+        let rows = checked.client.query_typed("SHOW server_version", &[]).await.map_err(error)?;
+        let version = rows.first().and_then(|row| row.try_get(0).ok());
+        version.ok_or_else(|| StoreError::Refused("no version".into()))
+    }
+
+    /// A connection, after a wait in a queue that is bounded in length and time.
+    async fn checkout(&self) -> Result<Checked<'_>, StoreError> {
+        let inner = &*self.inner;
+        let permit = match inner.permits.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let place = Place::take(&inner.waiting, inner.queue).ok_or(StoreError::Busy)?;
+                let acquired = tokio::time::timeout(inner.statement_timeout, inner.permits.acquire()).await;
+                drop(place);
+                // The semaphore is never closed.
+                acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)?
+            }
+        };
+        let client = match tokio::time::timeout(CONNECT, inner.pool.get()).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(deadpool_postgres::PoolError::Backend(refused))) => return Err(unreachable(&refused)),
+            Ok(Err(other)) => return Err(StoreError::Unavailable(other.to_string())),
+            Err(_) => return Err(StoreError::Unavailable("connecting took too long".into())),
+        };
+        Ok(Checked { client, _permit: permit })
+    }
+
+    /// Runs one prepared statement. A connection that proves dead is replaced once: reading twice is safe.
+    async fn query(
+        &self,
+        sql: &str,
+        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Vec<tokio_postgres::Row>, StoreError> {
+        let mut retried = false;
+        loop {
+            let checked = self.checkout().await?;
+            let run = async {
+                let statement = checked.client.prepare_cached(sql).await?;
+                checked.client.query(&statement, params).await
+            };
+            match tokio::time::timeout(self.inner.statement_timeout + SLACK, run).await {
+                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Err(_)) if checked.client.is_closed() && !retried => retried = true,
+                Ok(Err(failed)) => {
+                    if failed.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) && !retried {
+                        // "cached plan must not change result type": the table was altered.
+                        checked.client.statement_cache.clear();
+                        retried = true;
+                        continue;
+                    }
+                    return Err(error(failed));
+                }
+                Err(_) => {
+                    self.abandon(checked);
+                    return Err(StoreError::TimedOut);
+                }
+            }
+        }
+    }
+
+    /// Gives up a connection on which a statement still runs: off the pool, and the statement is cancelled.
+    fn abandon(&self, checked: Checked<'_>) {
+        let client = Object::take(checked.client);
+        let connector = self.inner.connector.clone();
+        self.inner.connector.runtime().spawn(async move {
+            let cancel = connector.cancel(&client);
+            if tokio::time::timeout(Duration::from_secs(1), cancel).await.is_err() {
+                tracing::debug!("a statement could not be cancelled in time");
+            }
+            drop(client);
+        });
+    }
+}
+
+/// A place in a bounded queue; it is left when dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
+        let place = Self(waiting);
+        (before < most).then_some(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What an error of the driver means to a caller.
+fn error(error: tokio_postgres::Error) -> StoreError {
+    let Some(refusal) = error.as_db_error() else {
+        // The driver's text holds no statement and no password.
+        return StoreError::Unavailable(error.to_string());
+    };
+    let said = format!("{} ({})", refusal.message(), refusal.code().code());
+    match refusal.code().code() {
+        "57014" => StoreError::TimedOut,
+        "42P01" | "42703" | "3F000" | "42704" => StoreError::Changed(said),
+        "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "25006" => StoreError::Unavailable(said),
+        code if code.starts_with("08") => StoreError::Unavailable(said),
+        code if code.starts_with("22") => StoreError::BadValue(refusal.message().to_owned()),
+        _ => StoreError::Refused(said),
+    }
+}
+
+/// Why there is no connection: whatever the server said, the database is out of reach for us.
+fn unreachable(error: &tokio_postgres::Error) -> StoreError {
+    let refusal = error.as_db_error().map(|refusal| format!("{} ({})", refusal.message(), refusal.code().code()));
+    StoreError::Unavailable(refusal.unwrap_or_else(|| error.to_string()))
+}
+
+/// The text of a value, without a copy on the way to the cache.
+struct Text(Bytes);
+
+impl<'a> FromSql<'a> for Text {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(Bytes::copy_from_slice(raw)))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TEXT
+    }
+}
+
+impl Store for PostgresStore {
+    async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
+        let checked = self.checkout().await?;
+        describe::table(&checked.client, name).await.map_err(error)
+    }
+
+    async fn tables(&self) -> Result<Vec<Table>, StoreError> {
+        let checked = self.checkout().await?;
+        describe::tables(&checked.client).await.map_err(error)
+    }
+
+    async fn prepare(&self, mut resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
+        resource.statements = sql::statements(&resource);
+        let mut problems = Vec::new();
+        let checked = self.checkout().await?;
+        let lists = resource.lists.iter().zip(&resource.statements.lists);
+        let lists = lists.map(|(list, sql)| {
+            (sql, 1, format!("list {} can't be read", resource.table.columns[list.column].name))
+        });
+        let (row, rows) = (&resource.statements.row, &resource.statements.rows);
+        let keys = resource.key.len();
+        let tries =
+            [(row, keys, "a row can't be read".to_owned()), (rows, 0, "rows can't be read".to_owned())];
+        for (sql, nulls, what) in tries.into_iter().chain(lists) {
+            let tried = async {
+                let statement = checked.client.prepare_cached(sql).await?;
+                // NULL finds nothing and costs nothing, but it takes the privileges that reading takes.
+                let null: Option<&str> = None;
+                let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+                    (0..nulls).map(|_| &null as _).collect();
+                if nulls > 0 {
+                    checked.client.query(&statement, &params).await?;
+                }
+                Ok::<(), tokio_postgres::Error>(())
+            };
+            match tried.await.map_err(error) {
+                Ok(()) => {}
+                Err(outage) if outage.is_outage() => return Err(outage),
+                Err(refused) => problems.push(Problem::fatal(format!("{what}: {refused}"))),
+            }
+        }
+        Ok((resource, problems))
+    }
+
+    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Vec<Option<Row>>, StoreError> {
+        if let [key] = keys {
+            let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+                key.parts().iter().map(|part| part as _).collect();
+            let found = self.query(&resource.statements.row, &params).await?;
+            return Ok(vec![found.first().map(|row| sql::row(row, key)).transpose().map_err(error)?]);
+        }
+        let columns: Vec<Vec<&str>> = (0..resource.key.len())
+            .map(|part| keys.iter().map(|key| key.parts()[part].as_str()).collect())
+            .collect();
+        let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+            columns.iter().map(|column| column as _).collect();
+        let found = self.query(&resource.statements.rows, &params).await?;
+        sql::in_order(resource, keys, &found).map_err(error)
+    }
+
+    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
+        let found = self.query(&resource.statements.lists[index], &[&value]).await?;
+        let limit = resource.lists[index].limit;
+        let mut json = BytesMut::from(&b"["[..]);
+        for (position, row) in found.iter().take(limit).enumerate() {
+            if position > 0 {
+                json.put_u8(b',');
+            }
+            json.put_slice(&row.try_get::<_, Text>(0).map_err(error)?.0);
+        }
+        json.put_u8(b']');
+        Ok(Rows { json: json.freeze(), truncated: found.len() > limit })
+    }
+
+    async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
+        write::run(self, resource, write).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        let mut probe = self.inner.probe.lock().await;
+        let asked = async {
+            let client = match probe.take().filter(|client| !client.is_closed()) {
+                Some(client) => client,
+                None => self.inner.connector.open().await?,
+            };
+            client.simple_query("SELECT 1").await?;
+            Ok(client)
+        };
+        match tokio::time::timeout(Duration::from_secs(1), asked).await {
+            Ok(Ok(client)) => {
+                *probe = Some(client);
+                Ok(())
+            }
+            Ok(Err(failed)) => Err(unreachable(&failed)),
+            Err(_) => Err(StoreError::TimedOut),
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! One write: a transaction that locks the row, judges the precondition, writes, and reads back what it wrote.
+//!
+//! The body crosses as one JSON text and is taken apart by `json_to_record`, so that each value is read by the database as
+//! its column's type. Statements of writes differ with the body's columns, so they are never kept prepared.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use deadpool_postgres::{Object, Transaction};
+use serde_json::value::RawValue;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Error, Row};
+
+use super::{PostgresStore, SLACK, Text, error, sql};
+use crate::catalog::{Column, Key, Resource};
+use crate::store::{Body, Precondition, StoreError, Write, WriteError, Written, merge_patch};
+
+type Params<'a> = Vec<(&'a (dyn ToSql + Sync), Type)>;
+
+/// A row as it was before the write, locked.
+struct Before {
+    json: bytes::Bytes,
+    lists: Vec<(usize, String)>,
+    /// The documents in JSON columns that a merge needs, in the order they were asked for.
+    documents: Vec<Option<String>>,
+}
+
+enum Failure {
+    Refused(WriteError),
+    Database(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+pub(super) async fn run(store: &PostgresStore, resource: &Resource, write: Write) -> Result<Written, WriteError> {
+    let mut again = 2;
+    loop {
+        match attempt(store, resource, &write).await {
+            // The database undid the transaction because of others; the same words may succeed now.
+            Err(Failure::Database(failed)) if again > 0 && is_contention(&failed) => again -= 1,
+            Err(Failure::Database(failed)) => return Err(explain(store, resource, &write, failed).await),
+            Err(Failure::Refused(refused)) => return Err(refused),
+            Ok(written) => return Ok(written),
+        }
+    }
+}
+
+fn is_contention(error: &Error) -> bool {
+    error.code().is_some_and(|code| matches!(code.code(), "40001" | "40P01"))
+}
+
+async fn attempt(store: &PostgresStore, resource: &Resource, write: &Write) -> Result<Written, Failure> {
+    let mut checked = store.checkout().await.map_err(WriteError::from)?;
+    if checked.client.is_closed() {
+        return Err(WriteError::from(StoreError::Unavailable("the connection was lost".into())).into());
+    }
+    let committing = AtomicBool::new(false);
+    // Each statement has its own limit in the server; one that answers none of them has this one.
+    let limit = (store.inner.statement_timeout + SLACK) * 4;
+    match tokio::time::timeout(limit, transact(&mut checked.client, resource, write, &committing)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            store.abandon(checked);
+            let sent = committing.into_inner();
+            Err(if sent { WriteError::Unknown } else { WriteError::Store(StoreError::TimedOut) }.into())
+        }
+    }
+}
+
+async fn transact(
+    client: &mut Object,
+    resource: &Resource,
+    write: &Write,
+    committing: &AtomicBool,
+) -> Result<Written, Failure> {
+    let transaction = client.transaction().await?;
+    let written = within(&transaction, resource, write).await?;
+    committing.store(true, Ordering::Relaxed);
+    match transaction.commit().await {
+        Ok(()) => Ok(written),
+        // A deferred constraint, or a lost transaction: the server said no.
+        Err(refused) if refused.as_db_error().is_some_and(|refusal| !refusal.code().code().starts_with("57")) => {
+            Err(refused.into())
+        }
+        Err(_) => Err(WriteError::Unknown.into()),
+    }
+}
+
+async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Write) -> Result<Written, Failure> {
+    let (key, body, precondition) = match write {
+        Write::Create { body } => return create(transaction, resource, body).await,
+        Write::Replace { key, body, precondition } | Write::Merge { key, body, precondition } => {
+            (key, Some(body), precondition)
+        }
+        Write::Delete { key, precondition } => (key, None, precondition),
+    };
+    let merging = matches!(write, Write::Merge { .. });
+    let documents: Vec<&Column> = match body {
+        Some(body) if merging => resource
+            .shown_columns()
+            .filter(|column| column.json && body.get(&column.name).is_some_and(|value| value.get().starts_with('{')))
+            .collect(),
+        _ => Vec::new(),
+    };
+    let before = lock(transaction, resource, key, &documents).await?.ok_or(WriteError::NotFound)?;
+    if precondition.as_ref().is_some_and(|Precondition(holds)| !holds(&before.json)) {
+        return Err(WriteError::PreconditionFailed.into());
+    }
+    let Some(body) = body else {
+        let statement = format!(
+            "DELETE FROM {} AS t WHERE {}",
+            sql::table(&resource.table),
+            sql::by_key(resource, 1)
+        );
+        transaction.execute_typed(&statement, &key_params(key)).await?;
+        return Ok(Written { row: None, key: key.clone(), lists: before.lists });
+    };
+    let mut body = body.clone();
+    for (column, document) in documents.iter().zip(&before.documents) {
+        let target: Option<Box<RawValue>> =
+            document.as_deref().and_then(|document| serde_json::from_str(document).ok());
+        let patch = body.get(&column.name).map(ToOwned::to_owned);
+        if let Some(patch) = patch {
+            let merged = merge_patch(target.as_deref(), &patch).map_err(|error| WriteError::Violation {
+                columns: vec![column.name.clone()],
+                detail: error.to_string(),
+            })?;
+            body.set(&column.name, merged);
+        }
+    }
+    let mut written = update(transaction, resource, key, &body, merging).await?.unwrap_or(Written {
+        row: Some(before.json),
+        key: key.clone(),
+        lists: Vec::new(),
+    });
+    for list in before.lists {
+        if !written.lists.contains(&list) {
+            written.lists.push(list);
+        }
+    }
+    Ok(written)
+}
+
+fn key_params(key: &Key) -> Params<'_> {
+    key.parts().iter().map(|part| (part as &(dyn ToSql + Sync), Type::TEXT)).collect()
+}
+
+async fn lock(
+    transaction: &Transaction<'_>,
+    resource: &Resource,
+    key: &Key,
+    documents: &[&Column],
+) -> Result<Option<Before>, Error> {
+    let lists = list_texts(resource);
+    let documents: String =
+        documents.iter().map(|column| format!(", t.{}::text", sql::quote(&column.name))).collect();
+    let statement = format!(
+        "SELECT {}{lists}{documents} FROM {} AS t WHERE {} LIMIT 1 FOR UPDATE OF t",
+        sql::json(resource),
+        sql::table(&resource.table),
+        sql::by_key(resource, 1)
+    );
+    let Some(row) = transaction.query_typed(&statement, &key_params(key)).await?.into_iter().next() else {
+        return Ok(None);
+    };
+    let first = 1 + resource.lists.len();
+    Ok(Some(Before {
+        json: row.try_get::<_, Text>(0)?.0,
+        lists: lists_of(&row, resource, 1)?,
+        documents: (first..row.len()).map(|index| row.try_get(index)).collect::<Result<_, _>>()?,
+    }))
+}
+
+fn list_texts(resource: &Resource) -> String {
+    resource
+        .lists
+        .iter()
+        .map(|list| format!(", {}", sql::text(&resource.table.columns[list.column])))
+        .collect()
+}
+
+fn lists_of(row: &Row, resource: &Resource, first: usize) -> Result<Vec<(usize, String)>, Error> {
+    let mut lists = Vec::new();
+    for index in 0..resource.lists.len() {
+        if let Some(value) = row.try_get(first + index)? {
+            lists.push((index, value));
+        }
+    }
+    Ok(lists)
+}
+
+fn returning(resource: &Resource) -> String {
+    let keys: String = resource.key_columns().map(|column| format!(", {}", sql::text(column))).collect();
+    format!("RETURNING {}{keys}{}", sql::json(resource), list_texts(resource))
+}
+
+fn written(row: &Row, resource: &Resource) -> Result<Written, Error> {
+    let keys = resource.key.len();
+    let key = (1..=keys).map(|index| row.try_get::<_, Option<String>>(index).map(Option::unwrap_or_default));
+    Ok(Written {
+        row: Some(row.try_get::<_, Text>(0)?.0),
+        key: Key::from_database(key.collect::<Result<_, _>>()?),
+        lists: lists_of(row, resource, 1 + keys)?,
+    })
+}
+
+/// The body's columns, as a record that the database takes apart; `None` for an empty body.
+fn record(resource: &Resource, body: &Body) -> Option<String> {
+    let columns: Vec<String> = body
+        .iter()
+        .filter_map(|(name, _)| resource.table.position(name))
+        .map(|position| &resource.table.columns[position])
+        .map(|column| format!("{} {}", sql::quote(&column.name), column.type_name))
+        .collect();
+    (!columns.is_empty()).then(|| format!("json_to_record($1::text::json) AS x({})", columns.join(", ")))
+}
+
+async fn create(transaction: &Transaction<'_>, resource: &Resource, body: &Body) -> Result<Written, Failure> {
+    let table = sql::table(&resource.table);
+    let json = body.to_json();
+    let names: Vec<String> = body.iter().map(|(name, _)| sql::quote(name)).collect();
+    let rows = match record(resource, body) {
+        Some(record) => {
+            let values: Vec<String> = names.iter().map(|name| format!("x.{name}")).collect();
+            let statement = format!(
+                "INSERT INTO {table} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {record} {}",
+                names.join(", "),
+                values.join(", "),
+                returning(resource)
+            );
+            transaction.query_typed(&statement, &[(&json, Type::TEXT)]).await?
+        }
+        None => {
+            let statement = format!("INSERT INTO {table} AS t DEFAULT VALUES {}", returning(resource));
+            transaction.query_typed(&statement, &[]).await?
+        }
+    };
+    match rows.first() {
+        Some(row) => Ok(written(row, resource)?),
+        // A trigger that answers NULL swallows the row.
+        None => Err(WriteError::Violation { columns: vec![], detail: "the database did not take the row".into() }
+            .into()),
+    }
+}
+
+/// Sets columns; `None` where there is nothing to set.
+async fn update(
+    transaction: &Transaction<'_>,
+    resource: &Resource,
+    key: &Key,
+    body: &Body,
+    merging: bool,
+) -> Result<Option<Written>, Failure> {
+    let sets: Vec<String> = resource
+        .shown_columns()
+        .filter(|column| !column.generated && !resource.is_key(&column.name))
+        .filter_map(|column| {
+            let name = sql::quote(&column.name);
+            match body.get(&column.name) {
+                Some(_) => Some(format!("{name} = x.{name}")),
+                None if merging => None,
+                None => Some(format!("{name} = DEFAULT")),
+            }
+        })
+        .collect();
+    if sets.is_empty() {
+        return Ok(None);
+    }
+    let json = body.to_json();
+    let mut params: Params<'_> = Vec::new();
+    let record = record(resource, body);
+    if record.is_some() {
+        params.push((&json, Type::TEXT));
+    }
+    let condition = sql::by_key(resource, 1 + params.len());
+    params.extend(key_params(key));
+    let statement = format!(
+        "UPDATE {} AS t SET {}{} WHERE {condition} {}",
+        sql::table(&resource.table),
+        sets.join(", "),
+        record.map(|record| format!(" FROM {record}")).unwrap_or_default(),
+        returning(resource)
+    );
+    match transaction.query_typed(&statement, &params).await?.first() {
+        Some(row) => Ok(Some(written(row, resource)?)),
+        None => Err(WriteError::NotFound.into()),
+    }
+}
+
+/// Turns the database's refusal into columns and words, without a word of SQL.
+async fn explain(store: &PostgresStore, resource: &Resource, write: &Write, failed: Error) -> WriteError {
+    let Some(refusal) = failed.as_db_error() else {
+        // Before COMMIT was sent: the server undoes what it has.
+        return error(failed).into();
+    };
+    let constraint = refusal.constraint().unwrap_or_default();
+    let column: Vec<String> = refusal.column().map(ToOwned::to_owned).into_iter().collect();
+    match refusal.code().code() {
+        "23505" | "23P01" => WriteError::Conflict {
+            columns: constrained(store, resource, constraint).await,
+            detail: "another row has this value already".into(),
+        },
+        "23503" if matches!(write, Write::Delete { .. }) => {
+            WriteError::Conflict { columns: vec![], detail: "other rows refer to this one".into() }
+        }
+        "23503" => WriteError::Violation {
+            columns: constrained(store, resource, constraint).await,
+            detail: "there is no row that it refers to".into(),
+        },
+        "23502" if !column.is_empty() => {
+            WriteError::Violation { columns: column, detail: "a value is required".into() }
+        }
+        "23514" => {
+            let mut columns = constrained(store, resource, constraint).await;
+            if columns.is_empty() {
+                columns = culprits(store, resource, write).await;
+            }
+            WriteError::Violation { columns, detail: format!("the value breaks the check {constraint:?}") }
+        }
+        "428C9" => WriteError::Violation { columns: column, detail: "the database computes this column".into() },
+        code if code.starts_with("22") || code.starts_with("23") || code.starts_with("54") => WriteError::Violation {
+            columns: culprits(store, resource, write).await,
+            detail: "the value is not one that the column's type allows".into(),
+        },
+        "P0001" => WriteError::Violation { columns: vec![], detail: "a rule of the database refused it".into() },
+        "40001" | "40P01" => StoreError::Unavailable("too much contention".into()).into(),
+        _ => error(failed).into(),
+    }
+}
+
+/// The columns of a constraint or unique index.
+async fn constrained(store: &PostgresStore, resource: &Resource, constraint: &str) -> Vec<String> {
+    const COLUMNS: &str = "
+        SELECT a.attname::text FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = $2::text::regclass AND a.attnum = ANY (COALESCE(
+          (SELECT c.conkey FROM pg_catalog.pg_constraint c WHERE c.conname = $1 AND c.conrelid = $2::text::regclass),
+          (SELECT i.indkey::int2[] FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+           WHERE x.relname = $1 AND i.indrelid = $2::text::regclass)))
+        ORDER BY a.attnum";
+    let table = sql::table(&resource.table);
+    let Ok(checked) = store.checkout().await else { return Vec::new() };
+    let params: [(&(dyn ToSql + Sync), Type); 2] = [(&constraint, Type::TEXT), (&table, Type::TEXT)];
+    match checked.client.query_typed(COLUMNS, &params).await {
+        Ok(rows) => rows.iter().filter_map(|row| row.try_get(0).ok()).collect(),
+        Err(failed) => {
+            tracing::debug!(error = %failed, "the columns of a constraint could not be found");
+            Vec::new()
+        }
+    }
+}
+
+/// The columns whose values the database can't read: each is tried by itself.
+async fn culprits(store: &PostgresStore, resource: &Resource, write: &Write) -> Vec<String> {
+    let (Write::Create { body } | Write::Replace { body, .. } | Write::Merge { body, .. }) = write else {
+        return Vec::new();
+    };
+    let Ok(checked) = store.checkout().await else { return Vec::new() };
+    let mut columns = Vec::new();
+    for (name, value) in body.iter() {
+        let mut one = Body::default();
+        one.set(name, value.to_owned());
+        let Some(record) = record(resource, &one) else { continue };
+        let statement = format!("SELECT 1 FROM {record}");
+        let json = one.to_json();
+        // Only a "no" to this one value counts; a lost connection says nothing about it.
+        let tried = checked.client.query_typed(&statement, &[(&json, Type::TEXT)]).await;
+        if tried.is_err_and(|failed| failed.as_db_error().is_some()) {
+            columns.push(name.to_owned());
+        }
+    }
+    columns
+}

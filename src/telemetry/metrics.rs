@@ -1,0 +1,389 @@
+//! Every metric, declared once. Labels are bounded by the configuration: never a key, never a raw path.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use super::ratio::{Counts, SAMPLE, Window};
+use crate::cache::Filled;
+
+/// 100 µs to 10 s, in steps of 1, 2.5, 5.
+const BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// Which memory answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// The cache.
+    Shared,
+    /// The database.
+    Database,
+}
+
+/// How a read of one entry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Fresh, from a cache.
+    Hit,
+    /// Past its TTL, from a cache.
+    Stale,
+    /// From the database.
+    Miss,
+    /// "Not found", from a cache.
+    Negative,
+    /// From the database, because the client insisted.
+    Refresh,
+    /// From the database, past a cache that can't be used.
+    Bypass,
+    /// Not answered.
+    Error,
+}
+
+const OUTCOMES: [(Outcome, &str); 7] = [
+    (Outcome::Hit, "hit"),
+    (Outcome::Stale, "stale"),
+    (Outcome::Miss, "miss"),
+    (Outcome::Negative, "negative"),
+    (Outcome::Refresh, "refresh"),
+    (Outcome::Bypass, "bypass"),
+    (Outcome::Error, "error"),
+];
+
+impl Outcome {
+    fn tier(self) -> Tier {
+        match self {
+            Self::Hit | Self::Stale | Self::Negative => Tier::Shared,
+            Self::Miss | Self::Refresh | Self::Bypass | Self::Error => Tier::Database,
+        }
+    }
+}
+
+/// Counters of one resource, found once and then only incremented.
+#[derive(Debug)]
+pub struct ResourceMetrics {
+    requests: [IntCounter; 7],
+    durations: [Histogram; 7],
+    fills: [IntCounter; 5],
+    /// Requests that were answered by another's load.
+    pub coalesced: IntCounter,
+    invalidations: [IntCounter; 2],
+    window: Mutex<Window>,
+}
+
+impl ResourceMetrics {
+    /// Counts one read that began at `started`.
+    pub fn read(&self, outcome: Outcome, started: Instant) {
+        self.reads(outcome, 1);
+        self.durations[outcome as usize].observe(started.elapsed().as_secs_f64());
+    }
+
+    /// Counts reads of a batch, whose duration is counted once by [`Self::read`]'s histogram.
+    pub fn reads(&self, outcome: Outcome, count: u64) {
+        self.requests[outcome as usize].inc_by(count);
+    }
+
+    /// Observes the duration of a batch.
+    pub fn batch(&self, outcome: Outcome, started: Instant) {
+        self.durations[outcome as usize].observe(started.elapsed().as_secs_f64());
+    }
+
+    /// Counts what became of a fill.
+    pub fn fill(&self, filled: Filled) {
+        let index = match filled {
+            Filled::Stored => 0,
+            Filled::Fenced => 1,
+            Filled::Gone => 2,
+        };
+        self.fills[index].inc();
+    }
+
+    /// Counts an entry that was too large to be cached.
+    pub fn too_big(&self) {
+        self.fills[3].inc();
+    }
+
+    /// Counts a fill that the cache did not answer.
+    pub fn fill_failed(&self) {
+        self.fills[4].inc();
+    }
+
+    /// Counts entries that a write of ours invalidated.
+    pub fn invalidated_by_write(&self, entries: u64) {
+        self.invalidations[0].inc_by(entries);
+    }
+
+    /// Counts an invalidation that somebody asked for.
+    pub fn invalidated_by_admin(&self) {
+        self.invalidations[1].inc();
+    }
+
+    fn counts(&self) -> Counts {
+        let sum = |outcomes: &[Outcome]| outcomes.iter().map(|outcome| self.requests[*outcome as usize].get()).sum();
+        Counts {
+            hits: sum(&[Outcome::Hit, Outcome::Stale, Outcome::Negative]),
+            misses: sum(&[Outcome::Miss, Outcome::Refresh, Outcome::Bypass]),
+        }
+    }
+}
+
+/// All metrics of a service.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    durations: HistogramVec,
+    fills: IntCounterVec,
+    coalesced: IntCounterVec,
+    invalidations: IntCounterVec,
+    hit_ratio: GaugeVec,
+    miss_ratio: GaugeVec,
+    /// `cache_aside_cache_operation_duration_seconds{operation}`
+    pub cache_operations: HistogramVec,
+    /// `cache_aside_store_query_duration_seconds{resource,operation}`
+    pub store_durations: HistogramVec,
+    /// `cache_aside_store_queries_total{resource,operation}`
+    pub store_queries: IntCounterVec,
+    /// `cache_aside_errors_total{component,kind}`
+    pub errors: IntCounterVec,
+    /// `cache_aside_pool_connections{backend,state}`
+    pub pool_connections: IntGaugeVec,
+    /// `http_requests_total{method,route,status}`
+    pub http_requests: IntCounterVec,
+    /// `http_request_duration_seconds{method,route}`
+    pub http_durations: HistogramVec,
+    resources: Mutex<HashMap<String, Arc<ResourceMetrics>>>,
+    all: Mutex<Window>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    /// Declares every metric.
+    ///
+    /// # Errors
+    ///
+    /// Two metrics of one name: a mistake in this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let metrics = Self {
+            requests: counters(
+                &registry,
+                "cache_aside_requests_total",
+                "Reads of entries, by the tier that answered and the result",
+                &["resource", "tier", "result"],
+            )?,
+            durations: histograms(
+                &registry,
+                "cache_aside_request_duration_seconds",
+                "Time from a parsed read to its answer",
+                &["resource", "result"],
+            )?,
+            fills: counters(
+                &registry,
+                "cache_aside_fills_total",
+                "Values offered to the cache; fenced and gone are stale values that were refused",
+                &["resource", "outcome"],
+            )?,
+            coalesced: counters(
+                &registry,
+                "cache_aside_coalesced_total",
+                "Reads that were answered by another's load",
+                &["resource"],
+            )?,
+            invalidations: counters(
+                &registry,
+                "cache_aside_invalidations_total",
+                "Invalidated entries, by what asked for it",
+                &["resource", "path"],
+            )?,
+            hit_ratio: gauges(
+                &registry,
+                "cache_aside_hit_ratio",
+                "Share of reads answered from a cache over the last five minutes",
+            )?,
+            miss_ratio: gauges(
+                &registry,
+                "cache_aside_miss_ratio",
+                "Share of reads answered by the database over the last five minutes",
+            )?,
+            cache_operations: histograms(
+                &registry,
+                "cache_aside_cache_operation_duration_seconds",
+                "Round trips to the cache",
+                &["operation"],
+            )?,
+            store_durations: histograms(
+                &registry,
+                "cache_aside_store_query_duration_seconds",
+                "Statements of the database, with the wait for a connection",
+                &["resource", "operation"],
+            )?,
+            store_queries: counters(
+                &registry,
+                "cache_aside_store_queries_total",
+                "Statements sent to the database",
+                &["resource", "operation"],
+            )?,
+            errors: counters(
+                &registry,
+                "cache_aside_errors_total",
+                "Errors of the cache and the database, and panics",
+                &["component", "kind"],
+            )?,
+            pool_connections: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("cache_aside_pool_connections", "Connections, and requests that wait for one"),
+                    &["backend", "state"],
+                )?,
+            )?,
+            http_requests: counters(
+                &registry,
+                "http_requests_total",
+                "HTTP requests by matched route",
+                &["method", "route", "status"],
+            )?,
+            http_durations: histograms(
+                &registry,
+                "http_request_duration_seconds",
+                "Time to answer HTTP requests, by matched route",
+                &["method", "route"],
+            )?,
+            resources: Mutex::default(),
+            all: Mutex::default(),
+            registry,
+        };
+        let build = register(
+            &metrics.registry,
+            GaugeVec::new(Opts::new("cache_aside_build_info", "The running version; always 1"), &["version"])?,
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        let started = register(
+            &metrics.registry,
+            Gauge::new("cache_aside_start_time_seconds", "When the service started, since the epoch")?,
+        )?;
+        started.set(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64());
+        #[cfg(target_os = "linux")]
+        metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// The counters of a resource; the same ones at every call.
+    #[must_use]
+    pub fn resource(&self, name: &str) -> Arc<ResourceMetrics> {
+        let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = resources.get(name) {
+            return Arc::clone(known);
+        }
+        let tier = |outcome: Outcome| match outcome.tier() {
+            Tier::Shared => "shared",
+            Tier::Database => "database",
+        };
+        let made = Arc::new(ResourceMetrics {
+            requests: OUTCOMES
+                .map(|(outcome, label)| self.requests.with_label_values(&[name, tier(outcome), label])),
+            durations: OUTCOMES.map(|(_, label)| self.durations.with_label_values(&[name, label])),
+            fills: ["stored", "fenced", "gone", "too_big", "error"]
+                .map(|outcome| self.fills.with_label_values(&[name, outcome])),
+            coalesced: self.coalesced.with_label_values(&[name]),
+            invalidations: ["write", "admin"].map(|path| self.invalidations.with_label_values(&[name, path])),
+            window: Mutex::default(),
+        });
+        resources.insert(name.to_owned(), Arc::clone(&made));
+        made
+    }
+
+    /// Takes the samples behind the ratios, for as long as the service runs.
+    pub async fn sample(&self) {
+        let mut ticks = tokio::time::interval(SAMPLE);
+        loop {
+            ticks.tick().await;
+            let now = Instant::now();
+            let mut sum = Counts::default();
+            for resource in self.resources.lock().unwrap_or_else(PoisonError::into_inner).values() {
+                let counts = resource.counts();
+                sum.hits += counts.hits;
+                sum.misses += counts.misses;
+                resource.window.lock().unwrap_or_else(PoisonError::into_inner).sample(now, counts);
+            }
+            self.all.lock().unwrap_or_else(PoisonError::into_inner).sample(now, sum);
+        }
+    }
+
+    /// Everything in Prometheus' text format.
+    ///
+    /// # Errors
+    ///
+    /// Metrics that can't be encoded: a mistake in this file.
+    pub fn encode(&self) -> prometheus::Result<Vec<u8>> {
+        self.set_ratios();
+        let mut text = Vec::with_capacity(64 << 10);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+
+    fn set_ratios(&self) {
+        let now = Instant::now();
+        let set = |name: &str, ratio: Option<f64>| {
+            if let Some(hits) = ratio {
+                self.hit_ratio.with_label_values(&[name]).set(hits);
+                self.miss_ratio.with_label_values(&[name]).set(1.0 - hits);
+            } else {
+                // Absent rather than zero: nothing was asked. It fails where it was absent already.
+                let _ = self.hit_ratio.remove_label_values(&[name]);
+                let _ = self.miss_ratio.remove_label_values(&[name]);
+            }
+        };
+        let mut sum = Counts::default();
+        for (name, resource) in self.resources.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let counts = resource.counts();
+            sum.hits += counts.hits;
+            sum.misses += counts.misses;
+            set(name, resource.window.lock().unwrap_or_else(PoisonError::into_inner).hit_ratio(now, counts));
+        }
+        set("_all", self.all.lock().unwrap_or_else(PoisonError::into_inner).hit_ratio(now, sum));
+    }
+
+    /// Observes one operation of the cache.
+    pub fn cache_operation(&self, operation: &str, took: Duration) {
+        self.cache_operations.with_label_values(&[operation]).observe(took.as_secs_f64());
+    }
+
+    /// Counts and observes one statement of the database.
+    pub fn store_query(&self, resource: &str, operation: &str, took: Duration) {
+        self.store_queries.with_label_values(&[resource, operation]).inc();
+        self.store_durations.with_label_values(&[resource, operation]).observe(took.as_secs_f64());
+    }
+
+    /// Counts an error.
+    pub fn error(&self, component: &str, kind: &str) {
+        self.errors.with_label_values(&[component, kind]).inc();
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
+    register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels)?)
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str) -> prometheus::Result<GaugeVec> {
+    register(registry, GaugeVec::new(Opts::new(name, help), &["resource"])?)
+}

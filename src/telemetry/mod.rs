@@ -1,0 +1,8 @@
+//! What operators see: every metric in one table, and the log.
+
+mod log;
+mod metrics;
+mod ratio;
+
+pub use log::init as init_log;
+pub use metrics::{Metrics, Outcome, ResourceMetrics, Tier};
