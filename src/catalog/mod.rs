@@ -5,6 +5,7 @@
 //! ([`Table`]), and it decides whether the configuration fits them ([`bind()`]).
 
 mod bind;
+mod served;
 mod key;
 mod names;
 mod resource;
@@ -15,5 +16,6 @@ pub use bind::{Problem, bind, discover};
 pub use key::{Key, KeyError};
 pub use names::{TableName, identifier, nearest};
 pub use resource::{List, Order, Policy, Resource, Statements};
+pub use served::{Catalog, State};
 pub use table::{Column, Kind, Table};
 pub use target::{Target, What};

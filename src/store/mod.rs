@@ -5,6 +5,7 @@
 //! so that no SQL leaves this room.
 
 pub mod postgres;
+pub mod sqlite;
 
 mod write;
 
@@ -135,7 +136,7 @@ pub enum AnyStore {
     /// PostgreSQL.
     Postgres(postgres::PostgresStore),
     /// SQLite, in a file or in memory.
-    Sqlite(postgres::PostgresStore),
+    Sqlite(sqlite::SqliteStore),
 }
 
 macro_rules! each {

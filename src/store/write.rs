@@ -200,8 +200,8 @@ pub enum WriteError {
         /// What is wrong, without SQL.
         detail: String,
     },
-    /// The connection was lost while committing: the write may have happened or not.
-    Unknown,
+    /// The connection was lost while committing: the write may have happened or not. This is what it touched if it did.
+    Unknown(Box<Written>),
     /// Nothing was written.
     Store(StoreError),
 }

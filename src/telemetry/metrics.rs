@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
@@ -157,7 +158,8 @@ pub struct Metrics {
     pub http_requests: IntCounterVec,
     /// `http_request_duration_seconds{method,route}`
     pub http_durations: HistogramVec,
-    resources: Mutex<HashMap<String, Arc<ResourceMetrics>>>,
+    /// Read at every request, changed when a resource is first served.
+    resources: ArcSwap<HashMap<String, Arc<ResourceMetrics>>>,
     all: Mutex<Window>,
 }
 
@@ -259,7 +261,7 @@ impl Metrics {
                 "Time to answer HTTP requests, by matched route",
                 &["method", "route"],
             )?,
-            resources: Mutex::default(),
+            resources: ArcSwap::default(),
             all: Mutex::default(),
             registry,
         };
@@ -281,8 +283,7 @@ impl Metrics {
     /// The counters of a resource; the same ones at every call.
     #[must_use]
     pub fn resource(&self, name: &str) -> Arc<ResourceMetrics> {
-        let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = resources.get(name) {
+        if let Some(known) = self.resources.load().get(name) {
             return Arc::clone(known);
         }
         let tier = |outcome: Outcome| match outcome.tier() {
@@ -299,8 +300,13 @@ impl Metrics {
             invalidations: ["write", "admin"].map(|path| self.invalidations.with_label_values(&[name, path])),
             window: Mutex::default(),
         });
-        resources.insert(name.to_owned(), Arc::clone(&made));
-        made
+        self.resources.rcu(|resources| {
+            let mut resources = HashMap::clone(resources);
+            // Two threads may come here at once; both use the same counters in the end.
+            resources.entry(name.to_owned()).or_insert_with(|| Arc::clone(&made));
+            resources
+        });
+        Arc::clone(self.resources.load().get(name).unwrap_or(&made))
     }
 
     /// Takes the samples behind the ratios, for as long as the service runs.
@@ -310,7 +316,7 @@ impl Metrics {
             ticks.tick().await;
             let now = Instant::now();
             let mut sum = Counts::default();
-            for resource in self.resources.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            for resource in self.resources.load().values() {
                 let counts = resource.counts();
                 sum.hits += counts.hits;
                 sum.misses += counts.misses;
@@ -345,7 +351,7 @@ impl Metrics {
             }
         };
         let mut sum = Counts::default();
-        for (name, resource) in self.resources.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (name, resource) in self.resources.load().iter() {
             let counts = resource.counts();
             sum.hits += counts.hits;
             sum.misses += counts.misses;

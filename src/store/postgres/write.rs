@@ -3,7 +3,7 @@
 //! The body crosses as one JSON text and is taken apart by `json_to_record`, so that each value is read by the database as
 //! its column's type. Statements of writes differ with the body's columns, so they are never kept prepared.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use deadpool_postgres::{Object, Transaction};
 use serde_json::value::RawValue;
@@ -63,15 +63,17 @@ async fn attempt(store: &PostgresStore, resource: &Resource, write: &Write) -> R
     if checked.client.is_closed() {
         return Err(WriteError::from(StoreError::Unavailable("the connection was lost".into())).into());
     }
-    let committing = AtomicBool::new(false);
+    // What the transaction did, from the moment at which nobody may know whether it did.
+    let committing = Mutex::new(None);
     // Each statement has its own limit in the server; one that answers none of them has this one.
     let limit = (store.inner.statement_timeout + SLACK) * 4;
     match tokio::time::timeout(limit, transact(&mut checked.client, resource, write, &committing)).await {
         Ok(outcome) => outcome,
         Err(_) => {
             store.abandon(checked);
-            let sent = committing.into_inner();
-            Err(if sent { WriteError::Unknown } else { WriteError::Store(StoreError::TimedOut) }.into())
+            let sent = committing.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let timed_out = || WriteError::Store(StoreError::TimedOut);
+            Err(sent.map_or_else(timed_out, |written| WriteError::Unknown(Box::new(written))).into())
         }
     }
 }
@@ -80,18 +82,18 @@ async fn transact(
     client: &mut Object,
     resource: &Resource,
     write: &Write,
-    committing: &AtomicBool,
+    committing: &Mutex<Option<Written>>,
 ) -> Result<Written, Failure> {
     let transaction = client.transaction().await?;
     let written = within(&transaction, resource, write).await?;
-    committing.store(true, Ordering::Relaxed);
+    *committing.lock().unwrap_or_else(PoisonError::into_inner) = Some(written.clone());
     match transaction.commit().await {
         Ok(()) => Ok(written),
         // A deferred constraint, or a lost transaction: the server said no.
         Err(refused) if refused.as_db_error().is_some_and(|refusal| !refusal.code().code().starts_with("57")) => {
             Err(refused.into())
         }
-        Err(_) => Err(WriteError::Unknown.into()),
+        Err(_) => Err(WriteError::Unknown(Box::new(written)).into()),
     }
 }
 

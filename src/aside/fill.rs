@@ -1,0 +1,377 @@
+//! The work of a flight: get the lease, load under it, fill; or wait for whoever has it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::answer::{Forward, Source};
+use super::flight::{Landed, Landing, Pilot};
+use super::{Core, LOCK};
+use crate::cache::entry::{self, Entry};
+use crate::cache::{Cache, Fill, Filled, Lease, Lookup, Place, Ticket};
+use crate::catalog::{Key, Target, What};
+use crate::store::{Store, StoreError};
+
+/// The first pause between two looks at an entry that another process fills; each next one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(80);
+
+/// A target whose flight is led here.
+pub(super) struct Led {
+    pub(super) target: Target,
+    pub(super) pilot: Pilot,
+}
+
+/// A target that is to be loaded.
+struct Job {
+    target: Target,
+    /// `None` once the flight has landed with what is stale: then the load is for the next reader.
+    pilot: Option<Pilot>,
+    /// `None`: nothing will be stored.
+    ticket: Option<Ticket>,
+    stale: Option<Entry>,
+    forward: Forward,
+}
+
+/// What the leases say is to be done.
+#[derive(Default)]
+struct Sorted {
+    load: Vec<Job>,
+    wait: Vec<(Led, Option<Entry>)>,
+}
+
+/// Flies all of `led`, which are rows of one resource or a single list.
+pub(super) async fn run<C, S>(core: Arc<Core<C, S>>, led: Vec<Led>, bypass: bool)
+where
+    C: Cache + Clone + 'static,
+    S: Store + 'static,
+{
+    let began = Instant::now();
+    let flight = Flight { core: &core, began };
+    if bypass {
+        flight.load(led.into_iter().map(|led| led.unstored(Forward::Bypass)).collect()).await;
+        return;
+    }
+    let sorted = flight.lease(led).await;
+    tokio::join!(flight.load(sorted.load), flight.wait(sorted.wait));
+}
+
+impl Led {
+    fn unstored(self, forward: Forward) -> Job {
+        Job { target: self.target, pilot: Some(self.pilot), ticket: None, stale: None, forward }
+    }
+}
+
+struct Flight<'a, C, S> {
+    core: &'a Core<C, S>,
+    began: Instant,
+}
+
+impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
+    /// Asks for the leases, lands what was filled meanwhile, and sorts the rest.
+    async fn lease(&self, led: Vec<Led>) -> Sorted {
+        let mut sorted = Sorted::default();
+        if led.is_empty() {
+            return sorted;
+        }
+        let covers: Vec<u32> = led.iter().map(|led| led.pilot.advance()).collect();
+        let places: Vec<Place<'_>> = led.iter().map(|led| led.target.place()).collect();
+        let Ok(leases) = self.core.asked("lease", self.core.cache.lease(&places, LOCK)).await else {
+            sorted.load = led.into_iter().map(|led| led.unstored(Forward::Bypass)).collect();
+            return sorted;
+        };
+        for ((led, covers), lease) in led.into_iter().zip(covers).zip(leases) {
+            match lease {
+                Lease::Hit(entry) => {
+                    let landed =
+                        Landed { entry, source: Source::Cache, forward: None, stored: false, collapsed: false };
+                    self.land(led.pilot, Ok(landed), covers, Duration::ZERO);
+                }
+                Lease::Past => sorted.load.push(led.unstored(Forward::Bypass)),
+                Lease::Wait { stale: Some(entry) } if revalidating(&led.target, &entry) => {
+                    self.land(led.pilot, Ok(stale(entry)), covers, Duration::ZERO);
+                }
+                Lease::Wait { stale } => sorted.wait.push((led, stale)),
+                Lease::Fill { ticket, stale: Some(entry) } if revalidating(&led.target, &entry) => {
+                    self.land(led.pilot, Ok(stale(entry.clone())), covers, Duration::ZERO);
+                    let (pilot, ticket, forward) = (None, Some(ticket), Forward::Stale);
+                    sorted.load.push(Job { target: led.target, pilot, ticket, stale: Some(entry), forward });
+                }
+                Lease::Fill { ticket, stale } => {
+                    let forward = if stale.is_some() { Forward::Stale } else { Forward::Miss };
+                    let (pilot, ticket) = (Some(led.pilot), Some(ticket));
+                    sorted.load.push(Job { target: led.target, pilot, ticket, stale, forward });
+                }
+            }
+        }
+        sorted
+    }
+
+    /// Waits for other processes' fills; takes over where a lock ends, and goes past those that take too long.
+    async fn wait(&self, mut waiting: Vec<(Led, Option<Entry>)>) {
+        let mut pause = FIRST_PAUSE;
+        while !waiting.is_empty() {
+            if self.began.elapsed() > self.core.limits.wait {
+                let past = |(led, stale): (Led, Option<Entry>)| Job { stale, ..led.unstored(Forward::Miss) };
+                self.load(waiting.into_iter().map(past).collect()).await;
+                return;
+            }
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            let covers: Vec<u32> = waiting.iter().map(|(led, _)| led.pilot.advance()).collect();
+            let places: Vec<Place<'_>> = waiting.iter().map(|(led, _)| led.target.place()).collect();
+            let Ok(lookups) = self.core.asked("get_many", self.core.cache.read_many(&places)).await else {
+                let past = |(led, stale): (Led, Option<Entry>)| Job { stale, ..led.unstored(Forward::Bypass) };
+                self.load(waiting.into_iter().map(past).collect()).await;
+                return;
+            };
+            let mut again = Vec::new();
+            let mut still = Vec::new();
+            for (((led, stale), covers), lookup) in waiting.into_iter().zip(covers).zip(lookups) {
+                match lookup {
+                    Lookup::Fresh(entry) => {
+                        let landed = Landed {
+                            entry,
+                            source: Source::Cache,
+                            forward: Some(Forward::Miss),
+                            stored: false,
+                            collapsed: true,
+                        };
+                        self.land(led.pilot, Ok(landed), covers, Duration::ZERO);
+                    }
+                    Lookup::Pending => still.push((led, stale)),
+                    // The lock has ended, or the refresh may have: one of those who ask fills, the others wait on.
+                    Lookup::Soft(_) | Lookup::Absent => again.push(led),
+                }
+            }
+            waiting = still;
+            let sorted = self.lease(again).await;
+            waiting.extend(sorted.wait);
+            self.load(sorted.load).await;
+        }
+    }
+
+    /// Loads all jobs with one statement, fills what may be stored, and lands.
+    async fn load(&self, mut jobs: Vec<Job>) {
+        let Some(first) = jobs.first() else { return };
+        let metrics = self.core.metrics.resource(&first.target.resource().name);
+        let mut covers: Vec<u32> = jobs.iter().map(Job::advance).collect();
+        let started = Instant::now();
+        let loaded = self.renewing(&jobs).await;
+        let database = started.elapsed();
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                self.give_back(&jobs).await;
+                for job in jobs {
+                    self.failed(job, &error, database);
+                }
+                return;
+            }
+        };
+        let mut fills = Vec::new();
+        let mut unused = Vec::new();
+        let mut entries = Vec::with_capacity(jobs.len());
+        for (index, (job, loaded)) in jobs.iter().zip(loaded).enumerate() {
+            let fill = loaded.fill(&job.target);
+            entries.push(fill.entry());
+            let Some(ticket) = job.ticket else { continue };
+            if !loaded.storable(&job.target) {
+                unused.push((job.target.place(), ticket));
+            } else if fill.payload.len() > self.core.limits.max_entry {
+                metrics.too_big();
+                unused.push((job.target.place(), ticket));
+            } else {
+                fills.push((index, (job.target.place(), ticket, fill)));
+            }
+        }
+        if !unused.is_empty() {
+            // Where it fails, the locks end by themselves.
+            let _ = self.core.asked("release", self.core.cache.release(&unused)).await;
+        }
+        let mut stored = vec![false; jobs.len()];
+        if !fills.is_empty() {
+            let (indexes, fills): (Vec<usize>, Vec<_>) = fills.into_iter().unzip();
+            let sent: Vec<u32> = indexes.iter().map(|index| jobs[*index].advance()).collect();
+            if let Ok(verdicts) = self.core.asked("fill", self.core.cache.fill(&fills)).await {
+                for ((index, sent), verdict) in indexes.into_iter().zip(sent).zip(verdicts) {
+                    metrics.fill(verdict);
+                    if verdict == Filled::Stored {
+                        // Nothing was invalidated between the load and this fill, so whoever came before it may share it.
+                        stored[index] = true;
+                        covers[index] = sent;
+                    }
+                }
+            } else {
+                indexes.iter().for_each(|_| metrics.fill_failed());
+            }
+        }
+        for (((job, entry), stored), covers) in jobs.drain(..).zip(entries).zip(stored).zip(covers) {
+            if let Some(pilot) = job.pilot {
+                let landed = Landed {
+                    entry,
+                    source: Source::Database,
+                    forward: Some(job.forward),
+                    stored,
+                    collapsed: false,
+                };
+                self.land(pilot, Ok(landed), covers, database);
+            }
+        }
+    }
+
+    /// Loads, and keeps the locks alive meanwhile.
+    async fn renewing(&self, jobs: &[Job]) -> Result<Vec<Loaded>, StoreError> {
+        let held = held(jobs);
+        let load = self.core.load(jobs);
+        tokio::pin!(load);
+        loop {
+            tokio::select! {
+                loaded = &mut load => return loaded,
+                () = tokio::time::sleep(LOCK / 3), if !held.is_empty() => {
+                    // A renewal that fails only means that the fill may be refused.
+                    let _ = self.core.asked("renew", self.core.cache.renew(&held, LOCK)).await;
+                }
+            }
+        }
+    }
+
+    async fn give_back(&self, jobs: &[Job]) {
+        let held = held(jobs);
+        if !held.is_empty() {
+            // Where it fails, the locks end by themselves.
+            let _ = self.core.asked("release", self.core.cache.release(&held)).await;
+        }
+    }
+
+    /// Lands with what is stale where that is allowed, else with the error.
+    fn failed(&self, job: Job, error: &StoreError, database: Duration) {
+        let Some(pilot) = job.pilot else { return };
+        let grace = job.target.policy().stale_if_error;
+        let result = match job.stale {
+            Some(entry) if error.is_outage() && within(&entry, grace) => Ok(stale(entry)),
+            _ => Err(error.clone()),
+        };
+        // An error is good for everybody: it is older for none.
+        self.land(pilot, result, u32::MAX, database);
+    }
+
+    fn land(&self, pilot: Pilot, result: Result<Landed, StoreError>, covers: u32, database: Duration) {
+        let cache = self.began.elapsed().saturating_sub(database);
+        pilot.land(Landing { result, covers, cache, database });
+    }
+}
+
+fn held(jobs: &[Job]) -> Vec<(Place<'_>, Ticket)> {
+    jobs.iter().filter_map(|job| Some((job.target.place(), job.ticket?))).collect()
+}
+
+fn stale(entry: Entry) -> Landed {
+    Landed { entry, source: Source::Cache, forward: Some(Forward::Stale), stored: false, collapsed: false }
+}
+
+/// Whether an entry is past its TTL by no more than `grace`.
+fn within(entry: &Entry, grace: Duration) -> bool {
+    u128::from(entry.ttl_ms.min(0).unsigned_abs()) < grace.as_millis()
+}
+
+/// Whether a stale entry is served while it is refreshed.
+fn revalidating(target: &Target, entry: &Entry) -> bool {
+    within(entry, target.policy().stale_while_revalidate)
+}
+
+impl Job {
+    fn advance(&self) -> u32 {
+        self.pilot.as_ref().map_or(0, Pilot::advance)
+    }
+}
+
+/// What the store gave for one target.
+struct Loaded {
+    payload: Option<Bytes>,
+    truncated: bool,
+    spelled_as_asked: bool,
+}
+
+impl Loaded {
+    /// Whether the cache may hold it under the target's key.
+    fn storable(&self, target: &Target) -> bool {
+        match &self.payload {
+            Some(_) => self.spelled_as_asked,
+            None => target.negative_cacheable(),
+        }
+    }
+
+    fn fill(&self, target: &Target) -> Fill {
+        let policy = target.policy();
+        let negative = self.payload.is_none();
+        let payload = self.payload.clone().unwrap_or_default();
+        let full = if negative { policy.negative_ttl } else { policy.ttl };
+        let ttl = full.mul_f64(1.0 - policy.jitter * fastrand::f64()).max(Duration::from_millis(1));
+        let grace = if negative { Duration::ZERO } else { policy.grace() };
+        Fill { etag: entry::etag(&payload), payload, negative, truncated: self.truncated, ttl, grace }
+    }
+}
+
+impl Fill {
+    /// The entry that a reader gets who came for the load.
+    fn entry(&self) -> Entry {
+        Entry {
+            payload: self.payload.clone(),
+            etag: self.etag,
+            negative: self.negative,
+            truncated: self.truncated,
+            age_ms: 0,
+            ttl_ms: i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+impl<C, S: Store> Core<C, S> {
+    /// One statement for all jobs, in their order.
+    async fn load(&self, jobs: &[Job]) -> Result<Vec<Loaded>, StoreError> {
+        let Some(first) = jobs.first() else { return Ok(Vec::new()) };
+        let resource = first.target.resource();
+        let started = Instant::now();
+        let (operation, outcome) = match first.target.what() {
+            What::List { index, value } => {
+                let list = self.store.list(resource, *index, value).await;
+                let loaded = list.map(|rows| {
+                    let (payload, truncated) = (Some(rows.json), rows.truncated);
+                    vec![Loaded { payload, truncated, spelled_as_asked: true }]
+                });
+                ("list", loaded)
+            }
+            What::Row(_) => {
+                let keys: Vec<&Key> = jobs
+                    .iter()
+                    .filter_map(|job| match job.target.what() {
+                        What::Row(key) => Some(key),
+                        What::List { .. } => None,
+                    })
+                    .collect();
+                let operation = if keys.len() == 1 { "row" } else { "rows" };
+                let loaded = self.store.rows(resource, &keys).await.map(|rows| {
+                    rows.into_iter()
+                        .map(|row| match row {
+                            Some(row) => Loaded {
+                                payload: Some(row.json),
+                                truncated: false,
+                                spelled_as_asked: row.spelled_as_asked,
+                            },
+                            None => Loaded { payload: None, truncated: false, spelled_as_asked: true },
+                        })
+                        .collect()
+                });
+                (operation, loaded)
+            }
+        };
+        self.metrics.store_query(&resource.name, operation, started.elapsed());
+        if let Err(error) = &outcome {
+            self.metrics.error("store", error.kind());
+            tracing::debug!(resource = %resource.name, %error, "a load failed");
+        }
+        outcome
+    }
+}

@@ -1,0 +1,122 @@
+//! The pattern itself: look in the cache, load what is not there once, store it if nothing changed meanwhile.
+//!
+//! ```text
+//! lookup   the cache is asked                  hit: answered
+//! flight   one per key and process             whoever comes later waits for it
+//! lease    the right to fill, from the cache   or wait for whoever has it
+//! load     the database is asked, under the lease
+//! fill     stored if the lease's fence is still there, else refused and counted
+//! answer   with what was read, whatever became of the fill
+//! ```
+//!
+//! A cache can only make us slower, never wrong or down: its errors end here, as a counter and a miss.
+//! This room knows two traits and a clock: no Redis, no SQL, no HTTP.
+
+mod answer;
+mod fill;
+mod flight;
+mod invalidate;
+mod read;
+mod read_many;
+mod write;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
+use flight::Flights;
+pub use write::Wrote;
+
+use crate::cache::{AnyCache, Cache, CacheError};
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// The lock of a lease; a live filler renews it. A dead one delays readers by this much.
+const LOCK: Duration = Duration::from_millis(750);
+
+/// What bounds the work on one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Larger entries are served and not cached, in bytes.
+    pub max_entry: usize,
+    /// How long to wait for another process's load before loading past it.
+    pub wait: Duration,
+}
+
+/// Reads and writes through a cache. Clones share everything.
+#[derive(Debug)]
+pub struct Aside<C, S> {
+    core: Arc<Core<C, S>>,
+    /// For lookups; flights use the core's.
+    cache: C,
+}
+
+impl<C: Clone, S> Clone for Aside<C, S> {
+    fn clone(&self) -> Self {
+        Self { core: Arc::clone(&self.core), cache: self.cache.clone() }
+    }
+}
+
+#[derive(Debug)]
+struct Core<C, S> {
+    cache: C,
+    store: S,
+    flights: Flights,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    /// Where flights and writes run, whatever becomes of the request that began them.
+    runtime: Handle,
+}
+
+impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
+    /// Puts a cache in front of a store. Loads and writes run in the runtime that calls this.
+    #[must_use]
+    pub fn new(cache: C, store: S, limits: Limits, metrics: Arc<Metrics>) -> Self {
+        let flights = Flights::default();
+        let core =
+            Core { cache: cache.clone(), store, flights, limits, metrics, runtime: Handle::current() };
+        Self { core: Arc::new(core), cache }
+    }
+
+    /// The store behind the cache.
+    pub fn store(&self) -> &S {
+        &self.core.store
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &C {
+        &self.cache
+    }
+
+    /// The metrics that it counts in.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.core.metrics
+    }
+}
+
+impl<S: Store + 'static> Aside<AnyCache, S> {
+    /// The same, with lookups over a connection of the runtime that calls this.
+    #[must_use]
+    pub fn attach(&self) -> Self {
+        Self { core: Arc::clone(&self.core), cache: self.cache.attach() }
+    }
+}
+
+impl<C, S> Core<C, S> {
+    /// Times an operation of the cache and counts its error; whoever asked does without.
+    async fn asked<T>(
+        &self,
+        operation: &str,
+        asking: impl Future<Output = Result<T, CacheError>>,
+    ) -> Result<T, CacheError> {
+        let started = Instant::now();
+        let outcome = asking.await;
+        self.metrics.cache_operation(operation, started.elapsed());
+        if let Err(error) = outcome {
+            self.metrics.error("cache", error.kind());
+        }
+        outcome
+    }
+}

@@ -1,0 +1,175 @@
+//! One read.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout_at;
+
+use super::answer::{Answer, Ask, Forward, ReadError, Source, Status};
+use super::fill::{self, Led};
+use super::flight::{Arrived, Boarded, Landing, Passenger};
+use super::{Aside, Core};
+use crate::cache::{Cache, Lookup};
+use crate::catalog::Target;
+use crate::store::Store;
+use crate::telemetry::Outcome;
+
+/// So many flights in a row may end without a landing before a reader gives up.
+const LOST: u32 = 3;
+
+impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
+    /// Reads one row or list.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`]; an error of the cache is none.
+    pub async fn read(&self, target: &Target, ask: Ask) -> Result<Answer, ReadError> {
+        let started = Instant::now();
+        let outcome = self.answer(target, ask).await;
+        let metrics = self.core.metrics.resource(&target.resource().name);
+        match &outcome {
+            Ok(answer) => metrics.read(answer.status.outcome(&answer.entry), started),
+            Err(error) => {
+                metrics.read(Outcome::Error, started);
+                if let ReadError::TimedOut | ReadError::Failed = error {
+                    self.core.metrics.error("aside", error.kind());
+                }
+            }
+        }
+        outcome
+    }
+
+    async fn answer(&self, target: &Target, ask: Ask) -> Result<Answer, ReadError> {
+        let mut path = Path::new(target, ask);
+        if path == Path::Refresh {
+            path = self.invalidated(target).await;
+        }
+        let mut lost = 0;
+        loop {
+            let looked = Instant::now();
+            // A refresh looks again only if it was too late for somebody else's load: what it then finds was loaded
+            // after its own invalidation.
+            if matches!(path, Path::Lookup | Path::Again) {
+                match self.core.asked("get", self.cache.read(target.place())).await {
+                    Ok(Lookup::Fresh(entry)) => {
+                        let status = Status::hit(looked.elapsed());
+                        return Ok(Answer { entry, status });
+                    }
+                    Ok(_) => {}
+                    Err(_) => path = Path::Bypass,
+                }
+            }
+            if ask.only_if_cached {
+                return Err(ReadError::NotCached);
+            }
+            let cache = looked.elapsed();
+            let (led, passenger) = self.core.board(target);
+            let leads = led.is_some();
+            if let Some(led) = led {
+                self.core.fly(vec![led], path == Path::Bypass);
+            }
+            match timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)? {
+                Arrived::Covered(landing) => return self.core.arrived(target, path, landing, leads, cache),
+                Arrived::TooEarly => path = path.again(),
+                Arrived::Lost => {
+                    lost += 1;
+                    if lost == LOST {
+                        return Err(ReadError::Failed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A forced refresh is an invalidation and then an ordinary miss.
+    pub(super) async fn invalidated(&self, target: &Target) -> Path {
+        match self.core.asked("invalidate", self.cache.invalidate(&[target.entry()])).await {
+            Ok(()) => Path::Refresh,
+            Err(_) => Path::Bypass,
+        }
+    }
+}
+
+/// Which way a read goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    /// Through the cache.
+    Lookup,
+    /// Through the cache, after an invalidation.
+    Refresh,
+    /// As after `Refresh`, but another's load was in the way.
+    Again,
+    /// Past the cache.
+    Bypass,
+}
+
+impl Path {
+    pub(super) fn new(target: &Target, ask: Ask) -> Self {
+        match (target.cacheable(), ask.refresh) {
+            (false, _) => Self::Bypass,
+            (true, true) => Self::Refresh,
+            (true, false) => Self::Lookup,
+        }
+    }
+
+    pub(super) fn again(self) -> Self {
+        match self {
+            Self::Refresh => Self::Again,
+            // A cache that could not be asked may be back.
+            other => other,
+        }
+    }
+}
+
+impl Status {
+    pub(super) fn hit(cache: Duration) -> Self {
+        Self {
+            source: Source::Cache,
+            forward: None,
+            stored: false,
+            collapsed: false,
+            cache,
+            database: Duration::ZERO,
+        }
+    }
+}
+
+impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
+    pub(super) fn board(&self, target: &Target) -> (Option<Led>, Passenger) {
+        match self.flights.board(target.entry()) {
+            Boarded::Pilot(pilot, passenger) => (Some(Led { target: target.clone(), pilot }), passenger),
+            Boarded::Passenger(passenger) => (None, passenger),
+        }
+    }
+
+    /// Starts flights that no request's end can stop.
+    pub(super) fn fly(self: &std::sync::Arc<Self>, led: Vec<Led>, bypass: bool) {
+        self.runtime.spawn(fill::run(std::sync::Arc::clone(self), led, bypass));
+    }
+
+    pub(super) fn arrived(
+        &self,
+        target: &Target,
+        path: Path,
+        landing: Landing,
+        leads: bool,
+        cache: Duration,
+    ) -> Result<Answer, ReadError> {
+        let landed = landing.result?;
+        if !leads {
+            self.metrics.resource(&target.resource().name).coalesced.inc();
+        }
+        let forward = match (path, landed.forward) {
+            (Path::Refresh | Path::Again, _) => Some(Forward::Request),
+            (_, forward) => forward,
+        };
+        let status = Status {
+            source: landed.source,
+            forward,
+            stored: landed.stored,
+            collapsed: landed.collapsed || !leads,
+            cache: cache + landing.cache,
+            database: landing.database,
+        };
+        Ok(Answer { entry: landed.entry, status })
+    }
+}

@@ -1,0 +1,117 @@
+//! A batch: one round trip to the cache for all keys, and one statement for those it lacks.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use tokio::time::timeout_at;
+
+use super::Aside;
+use super::answer::{Answer, Ask, ReadError, Status};
+use super::flight::Arrived;
+use super::read::Path;
+use crate::cache::{Cache, Lookup, Place};
+use crate::catalog::Target;
+use crate::store::Store;
+use crate::telemetry::Outcome;
+
+/// A batch starts again for keys whose flight it came too late for; so often at most.
+const ROUNDS: u32 = 16;
+
+impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
+    /// Reads rows of one resource, answering in their order. A key that is asked for twice is read once.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`]: of the whole batch, because half an answer could not be told from a whole one.
+    pub async fn read_many(&self, targets: &[Target], ask: Ask) -> Result<Vec<Answer>, ReadError> {
+        let Some(first) = targets.first() else { return Ok(Vec::new()) };
+        let started = Instant::now();
+        let metrics = self.core.metrics.resource(&first.resource().name);
+        let outcome = self.answer_many(targets, ask).await;
+        match &outcome {
+            Ok(answers) => {
+                for answer in answers {
+                    metrics.reads(answer.status.outcome(&answer.entry), 1);
+                }
+                let hit = answers.iter().all(|answer| answer.status.forward.is_none());
+                metrics.batch(if hit { Outcome::Hit } else { Outcome::Miss }, started);
+            }
+            Err(_) => metrics.read(Outcome::Error, started),
+        }
+        outcome
+    }
+
+    async fn answer_many(&self, targets: &[Target], ask: Ask) -> Result<Vec<Answer>, ReadError> {
+        let mut places: HashMap<&str, usize> = HashMap::with_capacity(targets.len());
+        let mut distinct: Vec<&Target> = Vec::with_capacity(targets.len());
+        let order: Vec<usize> = targets
+            .iter()
+            .map(|target| {
+                *places.entry(target.entry()).or_insert_with(|| {
+                    distinct.push(target);
+                    distinct.len() - 1
+                })
+            })
+            .collect();
+        let mut answers: Vec<Option<Answer>> = vec![None; distinct.len()];
+        let mut open: Vec<usize> = (0..distinct.len()).collect();
+        let mut path = if ask.refresh { self.all_invalidated(&distinct).await } else { Path::Lookup };
+        for _ in 0..ROUNDS {
+            let looked = Instant::now();
+            if matches!(path, Path::Lookup | Path::Again) {
+                let asked: Vec<Place<'_>> = open.iter().map(|index| distinct[*index].place()).collect();
+                match self.core.asked("get_many", self.cache.read_many(&asked)).await {
+                    Ok(lookups) => {
+                        let took = looked.elapsed();
+                        for (index, lookup) in open.iter().zip(lookups) {
+                            if let Lookup::Fresh(entry) = lookup {
+                                answers[*index] = Some(Answer { entry, status: Status::hit(took) });
+                            }
+                        }
+                        open.retain(|index| answers[*index].is_none());
+                    }
+                    Err(_) => path = Path::Bypass,
+                }
+            }
+            if open.is_empty() {
+                break;
+            }
+            if ask.only_if_cached {
+                return Err(ReadError::NotCached);
+            }
+            let cache = looked.elapsed();
+            let mut led = Vec::new();
+            let mut passengers = Vec::with_capacity(open.len());
+            for index in &open {
+                let (pilot, passenger) = self.core.board(distinct[*index]);
+                passengers.push((*index, pilot.is_some(), passenger));
+                led.extend(pilot);
+            }
+            if !led.is_empty() {
+                self.core.fly(led, path == Path::Bypass);
+            }
+            for (index, leads, passenger) in passengers {
+                let arrived =
+                    timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)?;
+                if let Arrived::Covered(landing) = arrived {
+                    answers[index] = Some(self.core.arrived(distinct[index], path, landing, leads, cache)?);
+                }
+            }
+            open.retain(|index| answers[*index].is_none());
+            if open.is_empty() {
+                break;
+            }
+            path = path.again();
+        }
+        let whole: Option<Vec<Answer>> = order.into_iter().map(|index| answers[index].clone()).collect();
+        whole.ok_or(ReadError::Failed)
+    }
+
+    async fn all_invalidated(&self, targets: &[&Target]) -> Path {
+        let keys: Vec<&str> = targets.iter().map(|target| target.entry()).collect();
+        match self.core.asked("invalidate", self.cache.invalidate(&keys)).await {
+            Ok(()) => Path::Refresh,
+            Err(_) => Path::Bypass,
+        }
+    }
+}

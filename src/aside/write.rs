@@ -1,0 +1,79 @@
+//! One write: to the store, and then, before anybody is told, out of the cache.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Aside, Core};
+use crate::cache::Cache;
+use crate::catalog::{Key, Resource};
+use crate::store::{Store, StoreError, Write, WriteError, Written};
+
+/// A write that was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrote {
+    /// What it did.
+    pub written: Written,
+    /// The cache could not be told yet; it will be before this process reads from it again.
+    pub invalidation_pending: bool,
+}
+
+impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
+    /// Writes, and invalidates the row and the lists it was or is in. Once begun, it ends whether or not anybody waits:
+    /// a client that hangs up between the commit and the invalidation must leave nothing stale behind.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError`]; a cache that can't be reached is none.
+    pub async fn write(&self, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
+        let (core, resource) = (Arc::clone(&self.core), Arc::clone(resource));
+        let task = self.core.runtime.spawn(async move { core.write(&resource, write).await });
+        match task.await {
+            Ok(outcome) => outcome,
+            Err(ended) => {
+                tracing::error!(error = %ended, "a write ended unexpectedly");
+                self.core.metrics.error("aside", "panic");
+                Err(StoreError::Unavailable("the write ended unexpectedly".into()).into())
+            }
+        }
+    }
+}
+
+impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
+    async fn write(&self, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
+        let (operation, asked) = match &write {
+            Write::Create { .. } => ("create", None),
+            Write::Replace { key, .. } => ("replace", Some(key.clone())),
+            Write::Merge { key, .. } => ("merge", Some(key.clone())),
+            Write::Delete { key, .. } => ("delete", Some(key.clone())),
+        };
+        let started = Instant::now();
+        let outcome = self.store.write(resource, write).await;
+        self.metrics.store_query(&resource.name, operation, started.elapsed());
+        match outcome {
+            Ok(written) => {
+                let invalidation_pending = !self.forget(resource, asked, &written).await;
+                Ok(Wrote { written, invalidation_pending })
+            }
+            Err(WriteError::Unknown(written)) => {
+                self.metrics.error("store", "commit_unknown");
+                self.forget(resource, asked, &written).await;
+                Err(WriteError::Unknown(written))
+            }
+            Err(WriteError::Store(error)) => {
+                self.metrics.error("store", error.kind());
+                Err(error.into())
+            }
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// Invalidates what a write touched; whether the cache took it.
+    async fn forget(&self, resource: &Arc<Resource>, asked: Option<Key>, written: &Written) -> bool {
+        let mut targets = vec![resource.row_of(written.key.clone())];
+        targets.extend(asked.filter(|key| *key != written.key).map(|key| resource.row_of(key)));
+        targets.extend(written.lists.iter().map(|(index, value)| resource.list_of(*index, value.clone())));
+        let keys: Vec<&str> = targets.iter().map(crate::catalog::Target::entry).collect();
+        self.metrics.resource(&resource.name).invalidated_by_write(keys.len() as u64);
+        self.asked("invalidate", self.cache.invalidate(&keys)).await.is_ok()
+    }
+}

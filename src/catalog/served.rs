@@ -1,0 +1,36 @@
+//! Everything that is declared, and how far each part of it can be served now.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Problem, Resource, nearest};
+
+/// The state of one declared resource.
+#[derive(Clone, Debug)]
+pub enum State {
+    /// It fits the database; problems that don't keep it from being served come along.
+    Ready(Arc<Resource>, Vec<Problem>),
+    /// It can't be served, for these reasons.
+    Waiting(Vec<Problem>),
+}
+
+/// All declared resources by name. Replaced as a whole when it is looked at anew.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// The resources.
+    pub resources: BTreeMap<String, State>,
+}
+
+impl Catalog {
+    /// Whether everything that is declared can be served.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.resources.values().all(|state| matches!(state, State::Ready(..)))
+    }
+
+    /// The name closest to one that is not there.
+    #[must_use]
+    pub fn nearest(&self, name: &str) -> Option<&str> {
+        nearest(name, self.resources.keys().map(String::as_str))
+    }
+}

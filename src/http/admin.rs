@@ -1,0 +1,69 @@
+//! `/admin/cache`: what the cache holds, and dropping it.
+
+use actix_web::http::Method;
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::front::Front;
+use super::keys;
+use super::problem::Problem;
+use crate::config::Scope;
+
+/// Any method on any path under `/admin`.
+pub(super) async fn handle(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
+    let path = request.uri().path().strip_prefix("/admin/").unwrap_or_default();
+    let steps: Vec<&str> = path.split('/').collect();
+    let route = match steps.as_slice() {
+        ["cache", _] => "/admin/cache/{resource}",
+        ["cache", _, _] => "/admin/cache/{resource}/{key}",
+        _ => "_unmatched",
+    };
+    let work = async {
+        let grant = front.gate.grant(&request)?;
+        match steps.as_slice() {
+            ["cache", resource] => {
+                grant.need(Scope::Admin)?;
+                whole(&front, &request, resource).await
+            }
+            ["cache", resource, key] => {
+                grant.need(Scope::Admin)?;
+                entry(&front, &request, resource, key).await
+            }
+            _ => Err(Problem::not_found("there is nothing here; entries are at /admin/cache/{resource}/{key}")),
+        }
+    };
+    front.answer(&request, route, work).await
+}
+
+async fn whole(front: &Front, request: &HttpRequest, name: &str) -> Result<HttpResponse, Problem> {
+    let resource = front.resource(&keys::decode(name)?)?;
+    if request.method() != Method::DELETE {
+        return Err(Problem::method_not_allowed(&["DELETE"]));
+    }
+    front.aside.drop_resource(&resource).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+async fn entry(front: &Front, request: &HttpRequest, name: &str, key: &str) -> Result<HttpResponse, Problem> {
+    let resource = front.resource(&keys::decode(name)?)?;
+    let target = resource.row(keys::parts(key)?)?;
+    match *request.method() {
+        Method::DELETE => {
+            front.aside.drop_entry(&target).await?;
+            Ok(HttpResponse::NoContent().finish())
+        }
+        Method::GET | Method::HEAD => {
+            let held = front.aside.inspect(&target).await?;
+            Ok(HttpResponse::Ok().json(serde_json::json!({
+                "key": target.entry(),
+                "tier": "shared",
+                "engine": front.aside.cache().engine(),
+                "state": held.state,
+                "negative": held.negative,
+                "age": held.age,
+                "ttl": held.ttl,
+                "size": held.size,
+            })))
+        }
+        _ => Err(Problem::method_not_allowed(&["GET", "HEAD", "DELETE"])),
+    }
+}

@@ -1,0 +1,113 @@
+//! Health and metrics.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+
+use actix_web::http::Method;
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::front::Front;
+use super::problem::Problem;
+use crate::cache::AnyCache;
+use crate::catalog::State;
+
+/// The process is up and its workers answer.
+pub(super) async fn livez(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
+    front.answer(&request, "/livez", async { read_only(&request).map(|()| text(true, "ok\n".into())) }).await
+}
+
+/// The database answers and everything declared can be served. The cache has no say: without it the service is slower.
+pub(super) async fn readyz(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
+    let work = async {
+        read_only(&request)?;
+        let verbose = request.uri().query().is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
+        let (ready, report) = report(&front);
+        let summary = if ready { "ready\n" } else { "not ready\n" };
+        Ok(text(ready, if verbose { report + summary } else { summary.into() }))
+    };
+    front.answer(&request, "/readyz", work).await
+}
+
+fn report(front: &Front) -> (bool, String) {
+    let mut ready = true;
+    let mut report = String::new();
+    // Writing to a String can't fail.
+    let mut line = |ok: bool, decides: bool, text: std::fmt::Arguments<'_>| {
+        ready &= ok || !decides;
+        let mark = if ok { '+' } else if decides { '-' } else { '!' };
+        let _ = writeln!(report, "[{mark}] {text}");
+    };
+    let draining = front.health.draining.load(Ordering::Relaxed);
+    line(!draining, true, format_args!("{}", if draining { "shutting down" } else { "running" }));
+    match front.health.database.load().as_ref() {
+        Ok(()) => line(true, true, format_args!("database: answers")),
+        Err(error) => line(false, true, format_args!("database: {error}")),
+    }
+    match front.aside.cache().health() {
+        Ok(()) => line(true, false, format_args!("cache ({}): answers", front.aside.cache().engine())),
+        Err(error) => line(false, false, format_args!("cache ({}): {error}; reads go to the database", front.aside.cache().engine())),
+    }
+    for (name, state) in &front.catalog.load().resources {
+        match state {
+            State::Ready(_, problems) => {
+                line(true, true, format_args!("resource {name}: served"));
+                for problem in problems {
+                    line(false, false, format_args!("resource {name}: {}", problem.text));
+                }
+            }
+            State::Waiting(problems) => {
+                for problem in problems {
+                    line(false, true, format_args!("resource {name}: {}", problem.text));
+                }
+            }
+        }
+    }
+    for missing in &front.settings.not_built_yet {
+        line(false, false, format_args!("{missing}"));
+    }
+    (ready, report)
+}
+
+/// Everything in Prometheus' text format.
+pub(super) async fn metrics(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
+    let work = async {
+        read_only(&request)?;
+        let metrics = std::sync::Arc::clone(front.aside.metrics());
+        let pools = &metrics.pool_connections;
+        let set = |backend: &str, state: &str, count: usize| {
+            pools.with_label_values(&[backend, state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        let store = front.aside.store();
+        let connections = store.connections();
+        set(store.engine(), "in_use", connections.in_use);
+        set(store.engine(), "idle", connections.idle);
+        set(store.engine(), "waiting", connections.waiting);
+        if let AnyCache::Redis(cache) = front.aside.cache() {
+            set("redis", "in_use", cache.connections());
+        }
+        // Encoding takes milliseconds where there are many resources: not on a worker that serves hits.
+        let encoded = web::block(move || metrics.encode()).await;
+        let encoded = encoded.map_err(|error| Problem::internal(error.to_string()))?;
+        let encoded = encoded.map_err(|error| Problem::internal(error.to_string()))?;
+        Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(encoded))
+    };
+    front.answer(&request, "/metrics", work).await
+}
+
+/// No path is like this.
+pub(super) async fn not_found(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
+    let nothing = async { Err(Problem::not_found("there is nothing here; rows are at /api/{resource}/{key}")) };
+    front.answer(&request, "_unmatched", nothing).await
+}
+
+fn read_only(request: &HttpRequest) -> Result<(), Problem> {
+    match *request.method() {
+        Method::GET | Method::HEAD => Ok(()),
+        _ => Err(Problem::method_not_allowed(&["GET", "HEAD"])),
+    }
+}
+
+fn text(ok: bool, body: String) -> HttpResponse {
+    let mut response = if ok { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    response.content_type("text/plain; charset=utf-8").body(body)
+}

@@ -1,0 +1,321 @@
+//! SQLite, in a file or in memory: the embedded default.
+//!
+//! One connection writes, some read (in memory, one does both), each on the blocking pool. SQLite has five kinds
+//! of values and no `row_to_json`: `value` writes the same JSON that PostgreSQL would, led by the declared types.
+
+mod describe;
+mod value;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use deadpool_sqlite::{Config, Hook, HookError, Pool, Runtime};
+use rusqlite::{Connection, ErrorCode};
+
+use super::{Connections, Row, Rows, Store, StoreError, Write, WriteError, Written};
+use crate::catalog::{Column, Key, Problem, Resource, Statements, Table, TableName};
+use crate::config;
+
+/// More readers than cores only wait for each other.
+const READERS: usize = 4;
+
+/// A SQLite database.
+#[derive(Clone)]
+pub struct SqliteStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    readers: Pool,
+    writer: Pool,
+    waiting: AtomicUsize,
+    queue: usize,
+    statement_timeout: Duration,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("SqliteStore").field("connections", &self.connections()).finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens what a URL names: `sqlite:FILE`, `sqlite://FILE` or `sqlite::memory:`.
+    ///
+    /// # Errors
+    ///
+    /// A pool that can't be made. A file that can't be opened shows at the first use.
+    pub fn new(config: &config::Database) -> anyhow::Result<Self> {
+        let url = config.url.expose();
+        let path = url.strip_prefix("sqlite:").unwrap_or(url);
+        let path = path.strip_prefix("//").unwrap_or(path);
+        let in_memory = path == ":memory:" || path.is_empty();
+        let timeout = config.statement_timeout;
+        let pool = |size: usize| -> anyhow::Result<Pool> {
+            let setup = Hook::async_fn(move |connection: &mut deadpool_sync::SyncWrapper<Connection>, _| {
+                Box::pin(async move {
+                    let done = connection.interact(move |connection| set_up(connection, timeout)).await;
+                    done.map_err(|error| HookError::message(error.to_string()))?.map_err(HookError::Backend)
+                })
+            });
+            let path = if in_memory { ":memory:" } else { path };
+            Ok(Config::new(path).builder(Runtime::Tokio1)?.max_size(size).post_create(setup).build()?)
+        };
+        let writer = pool(1)?;
+        // Each connection to `:memory:` is a database of its own, so there is only one.
+        let readers = if in_memory { writer.clone() } else { pool(READERS)? };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                readers,
+                writer,
+                waiting: AtomicUsize::new(0),
+                queue: usize::try_from(config.queue)?,
+                statement_timeout: timeout,
+            }),
+        })
+    }
+
+    /// Runs a script of statements, for set-up.
+    ///
+    /// # Errors
+    ///
+    /// What SQLite says.
+    pub async fn execute(&self, script: &'static str) -> Result<(), StoreError> {
+        self.with(&self.inner.writer, move |connection| {
+            connection.execute_batch(script).map_err(StoreError::from)
+        })
+        .await
+    }
+
+    /// The connections now.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        let status = self.inner.readers.status();
+        Connections {
+            in_use: status.size.saturating_sub(status.available),
+            idle: status.available,
+            waiting: self.inner.waiting.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Runs `work` on a connection of `pool`, after a wait in a queue that is bounded in length and time.
+    async fn with<T, E>(
+        &self,
+        pool: &Pool,
+        work: impl FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
+    {
+        let limit = self.inner.statement_timeout;
+        let before = self.inner.waiting.fetch_add(1, Ordering::Relaxed);
+        let waited = if before > self.inner.queue {
+            Err(StoreError::Busy)
+        } else {
+            match tokio::time::timeout(limit, pool.get()).await {
+                Ok(Ok(connection)) => Ok(connection),
+                Ok(Err(refused)) => Err(StoreError::Unavailable(refused.to_string())),
+                Err(_) => Err(StoreError::Busy),
+            }
+        };
+        self.inner.waiting.fetch_sub(1, Ordering::Relaxed);
+        let connection = waited?;
+        let done = connection
+            .interact(move |connection| {
+                let deadline = Instant::now() + limit;
+                connection.progress_handler(10_000, Some(move || Instant::now() > deadline))?;
+                let outcome = work(connection);
+                connection.progress_handler(0, None::<fn() -> bool>)?;
+                outcome
+            })
+            .await;
+        done.map_err(|ended| StoreError::Refused(ended.to_string()))?
+    }
+}
+
+fn set_up(connection: &mut Connection, timeout: Duration) -> rusqlite::Result<()> {
+    connection.busy_timeout(timeout)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // Readers don't wait for the writer. In memory it is refused silently.
+    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    connection.execute_batch("PRAGMA foreign_keys = ON; PRAGMA synchronous = NORMAL;")
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::OperationInterrupted) => Self::TimedOut,
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            Some(
+                ErrorCode::CannotOpen
+                | ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::NotADatabase
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::ReadOnly,
+            ) => Self::Unavailable(error.to_string()),
+            _ if error.to_string().contains("no such") => Self::Changed(error.to_string()),
+            _ => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+/// Quotes an identifier.
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// What every statement selects: the shown columns, then the key's, then the lists'.
+fn selected(resource: &Resource) -> String {
+    let lists = resource.lists.iter().map(|list| &resource.table.columns[list.column]);
+    let columns = resource.shown_columns().chain(resource.key_columns()).chain(lists);
+    columns.map(|column| quote(&column.name)).collect::<Vec<_>>().join(", ")
+}
+
+/// The condition that finds a row by its key.
+fn by_key(resource: &Resource) -> String {
+    let one = |column: &Column| format!("{} = ?", quote(&column.name));
+    resource.key_columns().map(one).collect::<Vec<_>>().join(" AND ")
+}
+
+fn statements(resource: &Resource) -> Statements {
+    let (selected, from) = (selected(resource), quote(&resource.table.name));
+    let row = format!("SELECT {selected} FROM {from} WHERE {} LIMIT 1", by_key(resource));
+    let lists = resource.lists.iter().map(|list| {
+        let by = |order: &crate::catalog::Order| {
+            let way = if order.descending { " DESC" } else { "" };
+            format!("{}{way}", quote(&resource.table.columns[order.column].name))
+        };
+        format!(
+            "SELECT {selected} FROM {from} WHERE {} = ? ORDER BY {} LIMIT {}",
+            quote(&resource.table.columns[list.column].name),
+            list.order.iter().map(by).collect::<Vec<_>>().join(", "),
+            list.limit + 1
+        )
+    });
+    let lists = lists.collect();
+    // There is no round trip to save: a batch runs the row's statement for each key.
+    Statements { row, rows: String::new(), lists }
+}
+
+/// What is read of a row.
+struct Found {
+    json: Bytes,
+    key: Vec<String>,
+    lists: Vec<(usize, String)>,
+}
+
+fn read_row(resource: &Resource, row: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {
+    let shown = resource.columns.len();
+    let keys = resource.key.len();
+    let mut json = Vec::with_capacity(128);
+    for (index, column) in resource.shown_columns().enumerate() {
+        json.push(if index == 0 { b'{' } else { b',' });
+        value::name(&mut json, &column.name);
+        value::write(&mut json, row.get_ref(index)?, column);
+    }
+    json.push(b'}');
+    let mut key = Vec::with_capacity(keys);
+    for (index, column) in resource.key_columns().enumerate() {
+        key.push(value::text(row.get_ref(shown + index)?, column).unwrap_or_default());
+    }
+    let mut lists = Vec::new();
+    for (index, list) in resource.lists.iter().enumerate() {
+        let column = &resource.table.columns[list.column];
+        lists.extend(value::text(row.get_ref(shown + keys + index)?, column).map(|value| (index, value)));
+    }
+    Ok(Found { json: json.into(), key, lists })
+}
+
+fn find(connection: &Connection, resource: &Resource, key: &Key) -> rusqlite::Result<Option<Found>> {
+    let mut statement = connection.prepare_cached(&resource.statements.row)?;
+    let params = resource.key_columns().zip(key.parts()).map(|(column, part)| value::bind(column, part));
+    let mut rows = statement.query(rusqlite::params_from_iter(params))?;
+    rows.next()?.map(|row| read_row(resource, row)).transpose()
+}
+
+impl Store for SqliteStore {
+    async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
+        let name = name.clone();
+        self.with(&self.inner.readers, move |connection| describe::table(connection, &name)).await
+    }
+
+    async fn tables(&self) -> Result<Vec<Table>, StoreError> {
+        self.with(&self.inner.readers, |connection| describe::tables(connection)).await
+    }
+
+    async fn prepare(&self, mut resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
+        resource.statements = statements(&resource);
+        let tried = resource.clone();
+        self.with(&self.inner.readers, move |connection| {
+            let statements = &tried.statements;
+            for sql in std::iter::once(&statements.row).chain(&statements.lists) {
+                connection.prepare_cached(sql)?;
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await?;
+        Ok((resource, Vec::new()))
+    }
+
+    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Vec<Option<Row>>, StoreError> {
+        let (resource, keys) = (resource.clone(), keys.iter().map(|key| (*key).clone()).collect::<Vec<_>>());
+        self.with(&self.inner.readers, move |connection| {
+            // All of a batch from one state of the database.
+            let snapshot = connection.transaction()?;
+            let mut rows = Vec::with_capacity(keys.len());
+            for key in &keys {
+                let found = find(&snapshot, &resource, key)?;
+                rows.push(found.map(|found| Row {
+                    json: found.json,
+                    spelled_as_asked: found.key.as_slice() == key.parts(),
+                }));
+            }
+            snapshot.finish()?;
+            Ok(rows)
+        })
+        .await
+    }
+
+    async fn list(&self, resource: &Resource, index: usize, asked: &str) -> Result<Rows, StoreError> {
+        let (resource, asked) = (resource.clone(), asked.to_owned());
+        self.with(&self.inner.readers, move |connection| {
+            let list = &resource.lists[index];
+            let mut statement = connection.prepare_cached(&resource.statements.lists[index])?;
+            let param = value::bind(&resource.table.columns[list.column], &asked);
+            let mut rows = statement.query([param])?;
+            let mut json = vec![b'['];
+            let mut count = 0;
+            while let Some(row) = rows.next()? {
+                if count == list.limit {
+                    json.push(b']');
+                    return Ok(Rows { json: json.into(), truncated: true });
+                }
+                if count > 0 {
+                    json.push(b',');
+                }
+                json.extend_from_slice(&read_row(&resource, row)?.json);
+                count += 1;
+            }
+            json.push(b']');
+            Ok(Rows { json: json.into(), truncated: false })
+        })
+        .await
+    }
+
+    async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
+        let resource = resource.clone();
+        self.with(&self.inner.writer, move |connection| write::run(connection, &resource, &write)).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.with(&self.inner.readers, |connection| {
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(StoreError::from)
+        })
+        .await
+    }
+}
