@@ -1,9 +1,12 @@
 //! cache-aside
 #![forbid(unsafe_code)]
+pub mod app;
 pub mod aside;
-pub mod catalog;
 pub mod cache;
+pub mod catalog;
+pub mod cli;
 pub mod config;
+pub mod demo;
+pub mod http;
 pub mod store;
 pub mod telemetry;
-pub mod http;

@@ -1,0 +1,126 @@
+//! Keeps what the service believes of its database true: the catalog, and whether it answers at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::catalog::{self, Catalog, Problem, State, TableName};
+use crate::config::{Config, Resource};
+use crate::http::Front;
+use crate::store::{AnyStore, Store, StoreError};
+
+/// Between two looks while something is missing, and between two questions whether the database answers.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Binds the declared resources, again and again until all are served; and anew whenever a table was not as it was.
+pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
+    let mut before = BTreeMap::new();
+    loop {
+        let catalog = look(front.aside.store(), &config).await;
+        let said: BTreeMap<String, String> = catalog.resources.iter().map(|(name, state)| (name.clone(), say(state))).collect();
+        for (name, words) in &said {
+            if before.get(name) != Some(words) {
+                match catalog.resources.get(name) {
+                    Some(State::Ready(..)) => tracing::info!(resource = name, "{words}"),
+                    _ => tracing::warn!(resource = name, "{words}"),
+                }
+            }
+        }
+        before = said;
+        let ready = catalog.is_ready() && !catalog.resources.is_empty();
+        front.catalog.store(Arc::new(catalog));
+        if ready {
+            front.health.look_again.notified().await;
+            // Whoever noticed is not alone.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        } else {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+fn say(state: &State) -> String {
+    let problems = |problems: &[Problem]| problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("; ");
+    match state {
+        State::Ready(_, none) if none.is_empty() => "served".into(),
+        State::Ready(_, some) => format!("served; {}", problems(some)),
+        State::Waiting(some) => format!("not served: {}", problems(some)),
+    }
+}
+
+/// Holds all declared resources against the database. Without a declaration, everything that has a primary key is.
+pub async fn look(store: &AnyStore, config: &Config) -> Catalog {
+    let mut resources = BTreeMap::new();
+    let found;
+    let declared = if config.resources.is_empty() && config.queries.is_empty() {
+        match store.tables().await {
+            Ok(tables) => {
+                found = catalog::discover(&tables);
+                &found
+            }
+            Err(error) => {
+                let problem = Problem::fatal(error.to_string());
+                resources.insert("tables".to_owned(), State::Waiting(vec![problem]));
+                return Catalog { resources };
+            }
+        }
+    } else {
+        &config.resources
+    };
+    let mut outage: Option<StoreError> = None;
+    for (name, declared) in declared {
+        let state = match &outage {
+            // One refusal is enough for all.
+            Some(error) => State::Waiting(vec![Problem::fatal(error.to_string())]),
+            None => match one(store, config, name, declared).await {
+                Ok(state) => state,
+                Err(error) => {
+                    let state = State::Waiting(vec![Problem::fatal(error.to_string())]);
+                    outage = error.is_outage().then_some(error);
+                    state
+                }
+            },
+        };
+        resources.insert(name.clone(), state);
+    }
+    Catalog { resources }
+}
+
+async fn one(store: &AnyStore, config: &Config, name: &str, declared: &Resource) -> Result<State, StoreError> {
+    let table = if declared.table.is_empty() { name } else { declared.table.as_str() };
+    let table = match TableName::parse(table) {
+        Ok(table) => table,
+        Err(words) => return Ok(State::Waiting(vec![Problem::fatal(words)])),
+    };
+    let Some(described) = store.describe(&table).await? else {
+        return Ok(State::Waiting(vec![Problem::fatal(format!("there is no table or view {table}"))]));
+    };
+    let bound = catalog::bind(name, declared, &config.defaults, &config.cache.key_prefix, described);
+    let (resource, mut problems) = match bound {
+        Ok(bound) => bound,
+        Err(problems) => return Ok(State::Waiting(problems)),
+    };
+    let (resource, more) = store.prepare(resource).await?;
+    problems.extend(more);
+    if problems.iter().any(|problem| problem.fatal) {
+        return Ok(State::Waiting(problems));
+    }
+    Ok(State::Ready(Arc::new(resource), problems))
+}
+
+/// Asks the database now and then whether it answers, for /readyz.
+pub(super) async fn watch_database(front: Front) {
+    let mut before: Option<bool> = None;
+    loop {
+        let answer = front.aside.store().ping().await.map_err(|error| error.to_string());
+        if before != Some(answer.is_ok()) {
+            match &answer {
+                Ok(()) => tracing::info!("the database answers"),
+                Err(error) => tracing::warn!(%error, "the database does not answer"),
+            }
+            before = Some(answer.is_ok());
+        }
+        front.health.database.store(Arc::new(answer));
+        tokio::time::sleep(PAUSE).await;
+    }
+}

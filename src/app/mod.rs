@@ -1,0 +1,204 @@
+//! The composition root: configuration → cache and store → the heart → the server; and the order in which all that ends.
+
+mod bind;
+
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use actix_web::dev::{Server, ServerHandle};
+use actix_web::middleware::Condition;
+use actix_web::{App as Service, HttpServer, web};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use bind::look;
+
+use crate::aside::{Aside, Limits};
+use crate::cache::AnyCache;
+use crate::cache::memory::MemoryCache;
+use crate::cache::redis::RedisCache;
+use crate::catalog::Catalog;
+use crate::config::{self, Config};
+use crate::http::{self, Front, Gate, Health, Settings};
+use crate::store::AnyStore;
+use crate::store::postgres::PostgresStore;
+use crate::store::sqlite::SqliteStore;
+use crate::telemetry::Metrics;
+
+/// A service that is built and listens, but does not answer yet.
+pub struct App {
+    servers: Vec<Server>,
+    addresses: Vec<SocketAddr>,
+    front: Front,
+    drain_delay: Duration,
+    config: Arc<Config>,
+}
+
+/// The cache that a URL names.
+///
+/// # Errors
+///
+/// A URL or certificate that can't be used.
+pub fn open_cache(config: &config::Cache) -> anyhow::Result<AnyCache> {
+    Ok(match config.url.scheme() {
+        "memory" => AnyCache::Memory(MemoryCache::new(config.local.max_bytes, config.max_entry)),
+        _ => AnyCache::Redis(RedisCache::new(config).context("cache.url can't be used")?),
+    })
+}
+
+/// The database that a URL names.
+///
+/// # Errors
+///
+/// A URL or certificate that can't be used.
+pub fn open_store(config: &config::Database) -> anyhow::Result<AnyStore> {
+    Ok(match config.url.scheme() {
+        "sqlite" => AnyStore::Sqlite(SqliteStore::new(config).context("database.url can't be used")?),
+        _ => AnyStore::Postgres(PostgresStore::new(config).context("database.url can't be used")?),
+    })
+}
+
+impl App {
+    /// Builds the service around a store and a cache and binds its ports. Must run in a multi-threaded runtime, which
+    /// then does all work but that of requests that hit.
+    ///
+    /// # Errors
+    ///
+    /// Ports that can't be bound.
+    pub fn build(config: Config, store: AnyStore, cache: AnyCache) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::new()?);
+        for name in config.resources.keys() {
+            // Known from the first scrape on.
+            drop(metrics.resource(name));
+        }
+        let limits = Limits {
+            max_entry: config.cache.max_entry,
+            wait: config.database.statement_timeout + Duration::from_millis(500),
+        };
+        let server = &config.server;
+        let front = Front {
+            aside: Aside::new(cache, store, limits, metrics),
+            catalog: Arc::new(ArcSwap::from_pointee(Catalog::default())),
+            gate: Arc::new(Gate::new(config.access.clone())),
+            settings: Arc::new(Settings {
+                request_timeout: server.request_timeout,
+                max_body: server.max_body,
+                max_batch: server.max_batch,
+                not_built_yet: config.not_built_yet(),
+            }),
+            health: Arc::new(Health::default()),
+        };
+        let management = server.management_listen.filter(|address| *address != server.listen);
+        let mut servers = Vec::new();
+        let mut addresses = Vec::new();
+        let listener = listen(server.listen)?;
+        addresses.push(listener.local_addr()?);
+        let origins = server.cors_origins.clone();
+        let attached = front.clone();
+        let api = HttpServer::new(move || {
+            // Here, in the worker's own runtime: its replies from the cache wake no other thread.
+            let front = web::Data::new(Front { aside: attached.aside.attach(), ..attached.clone() });
+            let cors = cors(&origins);
+            Service::new()
+                .wrap(Condition::new(!origins.is_empty(), cors))
+                .configure(http::api(&front, management.is_none()))
+        });
+        let grace = server.shutdown_timeout.as_secs().max(1);
+        servers.push(api.disable_signals().shutdown_timeout(grace).listen(listener)?.run());
+        if let Some(address) = management {
+            let listener = listen(address)?;
+            addresses.push(listener.local_addr()?);
+            let front = front.clone();
+            let management = HttpServer::new(move || {
+                Service::new().configure(http::management(&web::Data::new(front.clone())))
+            });
+            let management = management.workers(1).disable_signals().shutdown_timeout(grace);
+            servers.push(management.listen(listener)?.run());
+        }
+        let drain_delay = config.server.drain_delay;
+        Ok(Self { servers, addresses, front, drain_delay, config: Arc::new(config) })
+    }
+
+    /// The address of the API and, where it has one of its own, of the management side.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves until SIGTERM or SIGINT, and then until everything that was accepted is answered.
+    ///
+    /// # Errors
+    ///
+    /// A server that fails.
+    pub async fn run_until_stopped(self) -> anyhow::Result<()> {
+        let front = self.front;
+        let watches = [
+            tokio::spawn(bind::watch_catalog(front.clone(), Arc::clone(&self.config))),
+            tokio::spawn(bind::watch_database(front.clone())),
+            tokio::spawn({
+                let metrics = Arc::clone(front.aside.metrics());
+                async move { metrics.sample().await }
+            }),
+        ];
+        for missing in &front.settings.not_built_yet {
+            tracing::warn!("{missing}");
+        }
+        let handles: Vec<ServerHandle> = self.servers.iter().map(Server::handle).collect();
+        let servers: Vec<_> = self.servers.into_iter().map(tokio::spawn).collect();
+        let drain = tokio::spawn(drain(front.health, handles, self.drain_delay));
+        for server in servers {
+            server.await??;
+        }
+        drain.abort();
+        watches.iter().for_each(tokio::task::JoinHandle::abort);
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).with_context(|| format!("{address} can't be listened on"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn cors(origins: &[String]) -> actix_cors::Cors {
+    let base = actix_cors::Cors::default()
+        .allowed_methods(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+        .allowed_headers(["authorization", "cache-control", "content-type", "if-match", "if-none-match", "x-request-id"])
+        .expose_headers(["age", "cache-status", "etag", "location", "server-timing", "x-request-id"])
+        .max_age(600);
+    origins.iter().fold(base, |cors, origin| {
+        if origin == "*" { cors.allow_any_origin().send_wildcard() } else { cors.allowed_origin(origin) }
+    })
+}
+
+/// SIGTERM: unready first, still accepting until load balancers know, then no new connections, then the end of those
+/// under way. A second signal cuts it short.
+async fn drain(health: Arc<Health>, servers: Vec<ServerHandle>, delay: Duration) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(delay_seconds = delay.as_secs_f64(), "stopping: not ready any more, still accepting");
+    health.draining.store(true, Ordering::Relaxed);
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: answering what was accepted");
+    let all = futures_util::future::join_all(servers.iter().map(|server| server.stop(true)));
+    tokio::select! {
+        _ = all => {}
+        _ = interrupt.recv() => {
+            futures_util::future::join_all(servers.iter().map(|server| server.stop(false))).await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! `cache-aside check`: the configuration held against the world, one line per finding.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{failed, misconfigured, runtime};
+use crate::app::{look, open_cache, open_store};
+use crate::cache::AnyCache;
+use crate::catalog::State;
+use crate::config::{Config, Env, LogFormat};
+use crate::store::{AnyStore, Store};
+use crate::{demo, telemetry};
+
+/// Counts what it prints.
+#[derive(Default)]
+struct Findings {
+    errors: usize,
+}
+
+impl Findings {
+    fn ok(&self, what: &str) {
+        println!("ok       {what}");
+    }
+
+    fn warning(&self, what: &str) {
+        println!("warning  {what}");
+    }
+
+    fn error(&mut self, what: &str) {
+        self.errors += 1;
+        println!("error    {what}");
+    }
+}
+
+pub(super) fn run(file: Option<&Path>, env: &Env, offline: bool) -> ExitCode {
+    telemetry::init_log(LogFormat::Text, env.get("RUST_LOG").or(Some("error")), true);
+    let loaded = Config::load(file, env).and_then(|config| match config {
+        Some(config) => Ok((config, false)),
+        None => demo::config(env).map(|config| (config, true)),
+    });
+    let (config, is_demo) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => return misconfigured(&error),
+    };
+    let mut findings = Findings::default();
+    findings.ok("the configuration is well formed");
+    for missing in config.not_built_yet() {
+        findings.warning(&missing);
+    }
+    if !offline {
+        let checked = runtime().and_then(|runtime| {
+            let checked = runtime.block_on(connected(&config, is_demo, &mut findings));
+            runtime.shutdown_background();
+            checked
+        });
+        if let Err(error) = checked {
+            return failed(&error);
+        }
+    }
+    if findings.errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> anyhow::Result<()> {
+    let store = open_store(&config.database)?;
+    if let (true, AnyStore::Sqlite(store)) = (is_demo, &store) {
+        store.execute(demo::SQL).await?;
+    }
+    match store.ping().await {
+        Err(error) => findings.error(&format!("database: {error}")),
+        Ok(()) => {
+            let version = match &store {
+                AnyStore::Postgres(store) => store.version().await.unwrap_or_default(),
+                AnyStore::Sqlite(_) => String::new(),
+            };
+            findings.ok(format!("database: {} {version} answers", store.engine()).replace("  ", " ").as_str());
+            for (name, state) in look(&store, config).await.resources {
+                let (served, problems) = match state {
+                    State::Ready(resource, problems) => {
+                        let keys: Vec<&str> = resource.key_columns().map(|column| column.name.as_str()).collect();
+                        let columns = resource.columns.len();
+                        findings.ok(&format!(
+                            "resource {name}: table {}, key ({}), {columns} columns",
+                            resource.table.name,
+                            keys.join(", ")
+                        ));
+                        (true, problems)
+                    }
+                    State::Waiting(problems) => (false, problems),
+                };
+                for problem in problems {
+                    let line = format!("resource {name}: {}", problem.text);
+                    if served && !problem.fatal { findings.warning(&line) } else { findings.error(&line) }
+                }
+            }
+        }
+    }
+    cache(config, findings).await
+}
+
+async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
+    let AnyCache::Redis(cache) = open_cache(&config.cache)? else {
+        findings.ok("cache: in this process");
+        return Ok(());
+    };
+    // The lane connects by itself; give it the time that a slow network takes.
+    for _ in 0..60 {
+        if cache.health().is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let info = match cache.info().await {
+        Ok(info) => info,
+        Err(error) => {
+            findings.error(&format!("cache: {} does not answer: {error}", config.cache.url));
+            return Ok(());
+        }
+    };
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let version = field("redis_version").unwrap_or("of unknown version");
+    findings.ok(&format!("cache: Redis {version} answers"));
+    match field("maxmemory_policy") {
+        Some("noeviction") if field("maxmemory") == Some("0") => findings.warning(
+            "cache: no maxmemory and no eviction: it grows until the machine is full; set maxmemory and maxmemory-policy allkeys-lru",
+        ),
+        Some("noeviction") => findings.warning(
+            "cache: maxmemory-policy noeviction: once full it refuses fills; set allkeys-lru or allkeys-lfu",
+        ),
+        Some(policy) => findings.ok(&format!("cache: maxmemory-policy {policy}")),
+        None => findings.warning("cache: its eviction policy is not known"),
+    }
+    Ok(())
+}

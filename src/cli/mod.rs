@@ -1,0 +1,90 @@
+//! The command line: one file per command.
+
+mod check;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Env};
+
+/// Bad usage, or a configuration that does not parse.
+const USAGE: u8 = 2;
+
+#[derive(Parser)]
+#[command(name = "cache-aside", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+#[derive(clap::Args, Clone)]
+struct ConfigFile {
+    /// The configuration file. Also `CACHE_ASIDE_CONFIG`.
+    #[arg(long = "config", value_name = "FILE", global = true)]
+    file: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service (the default). Without a configuration or a database URL: the embedded demo.
+    Serve,
+    /// Validate the configuration, and hold it against the database and the cache.
+    Check {
+        /// Validate the file alone; connect to nothing.
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Print the JSON Schema of the configuration file.
+    Schema,
+    /// Print a script that completes commands in a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // To standard output for --help and --version, to standard error for mistakes. A closed pipe is not our loss.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let env = Env::from_process();
+    let file = cli.config.file.as_deref();
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(file, &env),
+        Command::Check { offline } => check::run(file, &env, offline),
+        Command::Schema => {
+            println!("{:#}", Config::json_schema());
+            ExitCode::SUCCESS
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "cache-aside", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn misconfigured(error: &ConfigError) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(USAGE)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("{error:#}");
+    ExitCode::FAILURE
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

@@ -1,0 +1,56 @@
+CREATE TABLE fruit (
+  id INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE,
+  quantity INTEGER NOT NULL DEFAULT 0 CHECK (quantity >= 0)
+);
+INSERT INTO fruit (id, name, quantity) VALUES (1, 'apple', 100), (2, 'orange', 200), (3, 'pear', 300);
+
+CREATE TABLE users (
+  id TEXT PRIMARY KEY NOT NULL,
+  name TEXT NOT NULL,
+  email TEXT UNIQUE
+);
+INSERT INTO users (id, name, email) VALUES
+  ('01KB584F3Y9AF31621Q7N62Q67', 'Angelica Hill', 'angelica@example.com'),
+  ('01KB584F3Y9AF31621Q7N62Q68', 'Tobias Kern', NULL);
+
+CREATE TABLE categories (
+  id INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE
+);
+INSERT INTO categories (id, name) VALUES (1, 'Fruit'), (2, 'Vegetables'), (3, 'Bakery'), (4, 'Dairy'), (5, 'Drinks');
+
+CREATE TABLE products (
+  id INTEGER PRIMARY KEY,
+  category_id INTEGER NOT NULL REFERENCES categories (id),
+  name TEXT NOT NULL,
+  price DECIMAL(10, 2) NOT NULL,
+  attributes JSON
+);
+CREATE INDEX products_category_id ON products (category_id);
+INSERT INTO products (id, category_id, name, price, attributes) VALUES
+  (1, 1, 'Apple', 0.35, '{"origin":"Tyrol","organic":true}'),
+  (2, 1, 'Orange', 0.6, '{"origin":"Valencia"}'),
+  (3, 2, 'Carrot', 0.2, NULL),
+  (4, 3, 'Rye bread', 3.9, '{"weight_g":750}'),
+  (5, 4, 'Oat milk', 1.95, '{"litres":1}'),
+  (6, 5, 'Apple juice', 2.4, '{"litres":1}'),
+  (7, 5, 'Espresso beans', 12.5, '{"weight_g":500}'),
+  (8, 5, 'Green tea', 4.2, NULL);
+
+CREATE TABLE sessions (
+  id TEXT PRIMARY KEY NOT NULL,
+  user_id TEXT NOT NULL REFERENCES users (id),
+  data JSON,
+  expires_at TIMESTAMP NOT NULL
+);
+INSERT INTO sessions (id, user_id, data, expires_at) VALUES
+  ('s-1', '01KB584F3Y9AF31621Q7N62Q67', '{"cart":[1,4]}', '2030-01-01 00:00:00');
+
+CREATE TABLE airline (
+  airline_id INTEGER PRIMARY KEY,
+  iata TEXT NOT NULL UNIQUE,
+  name TEXT NOT NULL
+);
+INSERT INTO airline (airline_id, iata, name) VALUES
+  (1, 'LH', 'Lufthansa'), (2, 'AF', 'Air France'), (3, 'KL', 'KLM'), (4, 'IB', 'Iberia'), (5, 'OS', 'Austrian');
