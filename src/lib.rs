@@ -1,5 +1,5 @@
 //! cache-aside
-#![forbid(unsafe_code)]
+
 pub mod app;
 pub mod aside;
 pub mod cache;

@@ -17,12 +17,14 @@ pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
     let mut before = BTreeMap::new();
     loop {
         let catalog = look(front.aside.store(), &config).await;
-        let said: BTreeMap<String, String> = catalog.resources.iter().map(|(name, state)| (name.clone(), say(state))).collect();
+        let said: BTreeMap<String, String> =
+            catalog.resources.iter().map(|(name, state)| (name.clone(), say(state))).collect();
         for (name, words) in &said {
             if before.get(name) != Some(words) {
-                match catalog.resources.get(name) {
-                    Some(State::Ready(..)) => tracing::info!(resource = name, "{words}"),
-                    _ => tracing::warn!(resource = name, "{words}"),
+                if let Some(State::Ready(..)) = catalog.resources.get(name) {
+                    tracing::info!(resource = name, "{words}");
+                } else {
+                    tracing::warn!(resource = name, "{words}");
                 }
             }
         }
@@ -40,7 +42,8 @@ pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
 }
 
 fn say(state: &State) -> String {
-    let problems = |problems: &[Problem]| problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("; ");
+    let problems =
+        |problems: &[Problem]| problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("; ");
     match state {
         State::Ready(_, none) if none.is_empty() => "served".into(),
         State::Ready(_, some) => format!("served; {}", problems(some)),

@@ -2,7 +2,6 @@
 
 mod bind;
 
-
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -113,9 +112,8 @@ impl App {
             let listener = listen(address)?;
             addresses.push(listener.local_addr()?);
             let front = front.clone();
-            let management = HttpServer::new(move || {
-                Service::new().configure(http::management(&web::Data::new(front.clone())))
-            });
+            let management =
+                HttpServer::new(move || Service::new().configure(http::management(&web::Data::new(front.clone()))));
             let management = management.workers(1).disable_signals().shutdown_timeout(grace);
             servers.push(management.listen(listener)?.run());
         }
@@ -169,7 +167,14 @@ fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
 fn cors(origins: &[String]) -> actix_cors::Cors {
     let base = actix_cors::Cors::default()
         .allowed_methods(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
-        .allowed_headers(["authorization", "cache-control", "content-type", "if-match", "if-none-match", "x-request-id"])
+        .allowed_headers([
+            "authorization",
+            "cache-control",
+            "content-type",
+            "if-match",
+            "if-none-match",
+            "x-request-id",
+        ])
         .expose_headers(["age", "cache-status", "etag", "location", "server-timing", "x-request-id"])
         .max_age(600);
     origins.iter().fold(base, |cors, origin| {

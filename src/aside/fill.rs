@@ -204,18 +204,15 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
                     }
                 }
             } else {
-                indexes.iter().for_each(|_| metrics.fill_failed());
+                for _ in indexes {
+                    metrics.fill_failed();
+                }
             }
         }
         for (((job, entry), stored), covers) in jobs.drain(..).zip(entries).zip(stored).zip(covers) {
             if let Some(pilot) = job.pilot {
-                let landed = Landed {
-                    entry,
-                    source: Source::Database,
-                    forward: Some(job.forward),
-                    stored,
-                    collapsed: false,
-                };
+                let landed =
+                    Landed { entry, source: Source::Database, forward: Some(job.forward), stored, collapsed: false };
                 self.land(pilot, Ok(landed), covers, database);
             }
         }

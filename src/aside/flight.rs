@@ -116,8 +116,7 @@ impl Flights {
         let (sender, receiver) = watch::channel(None);
         let step = Arc::new(AtomicU32::new(0));
         shard.insert(key.to_owned(), Flight { step: Arc::clone(&step), landing: receiver.clone() });
-        let pilot =
-            Pilot { key: key.to_owned(), step, landing: sender, shards: Arc::clone(&self.shards) };
+        let pilot = Pilot { key: key.to_owned(), step, landing: sender, shards: Arc::clone(&self.shards) };
         Boarded::Pilot(pilot, Passenger { step: 0, landing: receiver })
     }
 }

@@ -75,8 +75,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     #[must_use]
     pub fn new(cache: C, store: S, limits: Limits, metrics: Arc<Metrics>) -> Self {
         let flights = Flights::default();
-        let core =
-            Core { cache: cache.clone(), store, flights, limits, metrics, runtime: Handle::current() };
+        let core = Core { cache: cache.clone(), store, flights, limits, metrics, runtime: Handle::current() };
         Self { core: Arc::new(core), cache }
     }
 

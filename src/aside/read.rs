@@ -122,14 +122,7 @@ impl Path {
 
 impl Status {
     pub(super) fn hit(cache: Duration) -> Self {
-        Self {
-            source: Source::Cache,
-            forward: None,
-            stored: false,
-            collapsed: false,
-            cache,
-            database: Duration::ZERO,
-        }
+        Self { source: Source::Cache, forward: None, stored: false, collapsed: false, cache, database: Duration::ZERO }
     }
 }
 

@@ -91,8 +91,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
                 self.core.fly(led, path == Path::Bypass);
             }
             for (index, leads, passenger) in passengers {
-                let arrived =
-                    timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)?;
+                let arrived = timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)?;
                 if let Arrived::Covered(landing) = arrived {
                     answers[index] = Some(self.core.arrived(distinct[index], path, landing, leads, cache)?);
                 }

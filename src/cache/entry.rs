@@ -112,7 +112,7 @@ pub enum Held {
 ///
 /// `None` for anything that is not an entry of this key and format: it is treated as absent.
 #[must_use]
-pub fn decode(key: &str, value: Bytes, now: u64) -> Option<Held> {
+pub fn decode(key: &str, value: &Bytes, now: u64) -> Option<Held> {
     let header = value.first_chunk::<HEADER>()?;
     if header[..2] != MAGIC {
         return None;
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn what_was_stored_is_read_back() {
         let value = valid("fruit:1", 7, &fill(b"{}"), 1_000);
-        let Some(Held::Valid { tag, soft_expires, entry }) = decode("fruit:1", value, 4_000) else {
+        let Some(Held::Valid { tag, soft_expires, entry }) = decode("fruit:1", &value, 4_000) else {
             panic!("the entry should be valid");
         };
         assert_eq!((tag, soft_expires, entry.age_ms, entry.ttl_ms), (7, 11_000, 3_000, 7_000));
@@ -227,9 +227,9 @@ mod tests {
     #[test]
     fn another_keys_value_is_never_taken_for_this_keys() {
         let value = valid("fruit:1", 7, &fill(b"{}"), 0);
-        assert_eq!(decode("fruit:2", value, 0), None);
+        assert_eq!(decode("fruit:2", &value, 0), None);
         let value = pending("fruit:1", Fence([1; 16]), 7);
-        assert_eq!(decode("fruit:2", value.into(), 0), None);
+        assert_eq!(decode("fruit:2", &value.into(), 0), None);
     }
 
     #[test]
@@ -243,14 +243,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_an_entry_or_absent(bytes in proptest::collection::vec(any::<u8>(), 0..200), now: u64) {
-            let _ = decode("k", bytes.into(), now);
+            let _ = decode("k", &bytes.into(), now);
         }
 
         #[test]
         fn a_damaged_header_never_panics(at in 0..HEADER, with: u8, now: u64) {
             let mut value = valid("k", 1, &fill(b"payload"), 5).to_vec();
             value[at] = with;
-            let _ = decode("k", value.into(), now);
+            let _ = decode("k", &value.into(), now);
         }
     }
 }

@@ -110,18 +110,21 @@ impl MemoryCache {
 
     fn look(&self, place: &Place<'_>, slot: Option<&Slot>, now: u64) -> Lookup {
         let Some(slot) = slot else { return Lookup::Absent };
-        match entry::decode(place.key, slot.value.clone(), now) {
+        match entry::decode(place.key, &slot.value, now) {
             Some(Held::Pending) => Lookup::Pending,
             Some(Held::Valid { tag, entry, .. }) if tag == self.tag(place) => {
-                if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
+                if entry.ttl_ms > 0 {
+                    Lookup::Fresh(entry)
+                } else {
+                    Lookup::Soft(entry)
+                }
             }
             _ => Lookup::Absent,
         }
     }
 
     fn lease_one(&self, place: &Place<'_>, lock: u64) -> Result<Lease, CacheError> {
-        let ticket =
-            Ticket { fence: Fence::new().map_err(|_| CacheError::Refused)?, tag: self.tag(place) };
+        let ticket = Ticket { fence: Fence::new().map_err(|_| CacheError::Refused)?, tag: self.tag(place) };
         let _step = self.stripe(place.key);
         let now = self.now();
         let slot = self.slot(place.key, now);
@@ -130,10 +133,7 @@ impl MemoryCache {
             if slot.lock_ends > now {
                 return Lease::Wait { stale: Some(entry) };
             }
-            self.inner.map.insert(
-                place.key.to_owned(),
-                Slot { fence: ticket.fence, lock_ends: ends, ..slot },
-            );
+            self.inner.map.insert(place.key.to_owned(), Slot { fence: ticket.fence, lock_ends: ends, ..slot });
             Lease::Fill { ticket, stale: Some(entry) }
         };
         Ok(match (self.look(place, slot.as_ref(), now), slot) {
@@ -249,7 +249,7 @@ impl Cache for MemoryCache {
         let now = self.now();
         let slot = self.slot(place.key, now);
         let size = slot.as_ref().map_or(0, |slot| slot.value.len());
-        let held = slot.and_then(|slot| entry::decode(place.key, slot.value, now));
+        let held = slot.and_then(|slot| entry::decode(place.key, &slot.value, now));
         Ok(Inspection::of(held, size, self.tag(&place)))
     }
 }

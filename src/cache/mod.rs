@@ -177,8 +177,7 @@ pub trait Cache: Send + Sync {
     fn read(&self, place: Place<'_>) -> impl Future<Output = Result<Lookup, CacheError>> + Send;
 
     /// Looks at many entries, answering in their order.
-    fn read_many(&self, places: &[Place<'_>])
-    -> impl Future<Output = Result<Vec<Lookup>, CacheError>> + Send;
+    fn read_many(&self, places: &[Place<'_>]) -> impl Future<Output = Result<Vec<Lookup>, CacheError>> + Send;
 
     /// Asks for the right to fill entries. The lock of each ends after `lock` unless it is renewed.
     fn lease(
@@ -195,10 +194,8 @@ pub trait Cache: Send + Sync {
     ) -> impl Future<Output = Result<(), CacheError>> + Send;
 
     /// Stores values under tickets that are still good.
-    fn fill(
-        &self,
-        fills: &[(Place<'_>, Ticket, Fill)],
-    ) -> impl Future<Output = Result<Vec<Filled>, CacheError>> + Send;
+    fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)])
+    -> impl Future<Output = Result<Vec<Filled>, CacheError>> + Send;
 
     /// Gives tickets back unused, so that nobody waits for them.
     fn release(&self, held: &[(Place<'_>, Ticket)]) -> impl Future<Output = Result<(), CacheError>> + Send;

@@ -44,9 +44,8 @@ pub fn bind(
     table: Table,
 ) -> Result<(Resource, Vec<Problem>), Vec<Problem>> {
     let mut problems = Vec::new();
-    let mut find = |column: &str| {
-        names::column(&table, column).map_err(|text| problems.push(Problem::fatal(text))).ok()
-    };
+    let mut find =
+        |column: &str| names::column(&table, column).map_err(|text| problems.push(Problem::fatal(text))).ok();
     let key: Vec<usize> = match declared.key.as_slice() {
         [] => table.primary_key.iter().filter_map(|column| table.position(column)).collect(),
         named => named.iter().filter_map(|column| find(column)).collect(),
@@ -113,13 +112,7 @@ fn order_of(text: &str, find: &mut impl FnMut(&str) -> Option<usize>) -> Vec<Ord
     text.split(',').filter_map(one).collect()
 }
 
-fn judge(
-    table: &Table,
-    declared: &config::Resource,
-    key: &[usize],
-    lists: &[List],
-    problems: &mut Vec<Problem>,
-) {
+fn judge(table: &Table, declared: &config::Resource, key: &[usize], lists: &[List], problems: &mut Vec<Problem>) {
     let column = |position: &usize| &table.columns[*position];
     if !declared.write.is_empty() && table.is_view {
         problems.push(Problem::fatal(format!("{} is a view: write: needs a table", table.name)));

@@ -25,10 +25,7 @@ impl Key {
     /// # Errors
     ///
     /// [`KeyError`], which names the column.
-    pub fn parse<'a>(
-        columns: impl ExactSizeIterator<Item = &'a Column>,
-        texts: Vec<String>,
-    ) -> Result<Self, KeyError> {
+    pub fn parse<'a>(columns: impl ExactSizeIterator<Item = &'a Column>, texts: Vec<String>) -> Result<Self, KeyError> {
         if columns.len() != texts.len() {
             let expected = columns.len();
             return Err(KeyError::Malformed(format!(
@@ -38,8 +35,7 @@ impl Key {
                 texts.len(),
             )));
         }
-        let parts =
-            columns.zip(texts).map(|(column, text)| canonical(column, text)).collect::<Result<_, _>>()?;
+        let parts = columns.zip(texts).map(|(column, text)| canonical(column, text)).collect::<Result<_, _>>()?;
         Ok(Self { parts })
     }
 
@@ -87,9 +83,8 @@ impl std::fmt::Display for Key {
 
 /// The one spelling of `text` as a value of `column`.
 pub(super) fn canonical(column: &Column, text: String) -> Result<String, KeyError> {
-    let malformed = |what: &str| {
-        Err(KeyError::Malformed(format!("{} is of type {}: {what}", column.name, column.type_name)))
-    };
+    let malformed =
+        |what: &str| Err(KeyError::Malformed(format!("{} is of type {}: {what}", column.name, column.type_name)));
     if text.contains('\0') {
         return malformed("a NUL byte can't be part of it");
     }
@@ -243,9 +238,7 @@ mod tests {
     #[test]
     fn composite_keys_cannot_be_confused() {
         let text = [column(Kind::Text { max_bytes: None }), column(Kind::Text { max_bytes: None })];
-        let spell = |a: &str, b: &str| {
-            Key::parse(text.iter(), vec![a.into(), b.into()]).map(|key| key.to_string())
-        };
+        let spell = |a: &str, b: &str| Key::parse(text.iter(), vec![a.into(), b.into()]).map(|key| key.to_string());
         assert_eq!(spell("a,b", "c"), Ok("a%2Cb,c".into()));
         assert_eq!(spell("a", "b,c"), Ok("a,b%2Cc".into()));
         assert_eq!(spell("a%2C", "b"), Ok("a%252C,b".into()));

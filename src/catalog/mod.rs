@@ -5,10 +5,10 @@
 //! ([`Table`]), and it decides whether the configuration fits them ([`bind()`]).
 
 mod bind;
-mod served;
 mod key;
 mod names;
 mod resource;
+mod served;
 mod table;
 mod target;
 

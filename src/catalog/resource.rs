@@ -103,11 +103,13 @@ pub struct Resource {
 
 impl Resource {
     /// The key's columns.
+    #[must_use]
     pub fn key_columns(&self) -> impl ExactSizeIterator<Item = &Column> {
         self.key.iter().map(|position| &self.table.columns[*position])
     }
 
     /// The shown columns.
+    #[must_use]
     pub fn shown_columns(&self) -> impl ExactSizeIterator<Item = &Column> {
         self.columns.iter().map(|position| &self.table.columns[*position])
     }

@@ -27,9 +27,8 @@ impl Table {
     /// Whether one row at most can have given values in `columns`.
     #[must_use]
     pub fn is_unique(&self, columns: &[&str]) -> bool {
-        let covers = |index: &Vec<String>| {
-            !index.is_empty() && index.iter().all(|name| columns.contains(&name.as_str()))
-        };
+        let covers =
+            |index: &Vec<String>| !index.is_empty() && index.iter().all(|name| columns.contains(&name.as_str()));
         covers(&self.primary_key) || self.unique.iter().any(covers)
     }
 }

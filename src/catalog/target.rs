@@ -65,9 +65,7 @@ impl Target {
     pub fn cacheable(&self) -> bool {
         match &self.what {
             What::Row(_) => true,
-            What::List { index, .. } => {
-                self.resource.table.columns[self.resource.lists[*index].column].exact
-            }
+            What::List { index, .. } => self.resource.table.columns[self.resource.lists[*index].column].exact,
         }
     }
 

@@ -19,11 +19,11 @@ struct Findings {
 }
 
 impl Findings {
-    fn ok(&self, what: &str) {
+    fn ok(what: &str) {
         println!("ok       {what}");
     }
 
-    fn warning(&self, what: &str) {
+    fn warning(what: &str) {
         println!("warning  {what}");
     }
 
@@ -44,9 +44,9 @@ pub(super) fn run(file: Option<&Path>, env: &Env, offline: bool) -> ExitCode {
         Err(error) => return misconfigured(&error),
     };
     let mut findings = Findings::default();
-    findings.ok("the configuration is well formed");
+    Findings::ok("the configuration is well formed");
     for missing in config.not_built_yet() {
-        findings.warning(&missing);
+        Findings::warning(&missing);
     }
     if !offline {
         let checked = runtime().and_then(|runtime| {
@@ -66,32 +66,31 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
     if let (true, AnyStore::Sqlite(store)) = (is_demo, &store) {
         store.execute(demo::SQL).await?;
     }
-    match store.ping().await {
-        Err(error) => findings.error(&format!("database: {error}")),
-        Ok(()) => {
-            let version = match &store {
-                AnyStore::Postgres(store) => store.version().await.unwrap_or_default(),
-                AnyStore::Sqlite(_) => String::new(),
-            };
-            findings.ok(format!("database: {} {version} answers", store.engine()).replace("  ", " ").as_str());
-            for (name, state) in look(&store, config).await.resources {
-                let (served, problems) = match state {
-                    State::Ready(resource, problems) => {
-                        let keys: Vec<&str> = resource.key_columns().map(|column| column.name.as_str()).collect();
-                        let columns = resource.columns.len();
-                        findings.ok(&format!(
-                            "resource {name}: table {}, key ({}), {columns} columns",
-                            resource.table.name,
-                            keys.join(", ")
-                        ));
-                        (true, problems)
-                    }
-                    State::Waiting(problems) => (false, problems),
-                };
-                for problem in problems {
-                    let line = format!("resource {name}: {}", problem.text);
-                    if served && !problem.fatal { findings.warning(&line) } else { findings.error(&line) }
+    if let Err(error) = store.ping().await {
+        findings.error(&format!("database: {error}"));
+    } else {
+        let version = match &store {
+            AnyStore::Postgres(store) => store.version().await.unwrap_or_default(),
+            AnyStore::Sqlite(_) => String::new(),
+        };
+        Findings::ok(format!("database: {} {version} answers", store.engine()).replace("  ", " ").as_str());
+        for (name, state) in look(&store, config).await.resources {
+            let (served, problems) = match state {
+                State::Ready(resource, problems) => {
+                    let keys: Vec<&str> = resource.key_columns().map(|column| column.name.as_str()).collect();
+                    let columns = resource.columns.len();
+                    Findings::ok(&format!(
+                        "resource {name}: table {}, key ({}), {columns} columns",
+                        resource.table.name,
+                        keys.join(", ")
+                    ));
+                    (true, problems)
                 }
+                State::Waiting(problems) => (false, problems),
+            };
+            for problem in problems {
+                let line = format!("resource {name}: {}", problem.text);
+                if served && !problem.fatal { Findings::warning(&line) } else { findings.error(&line) }
             }
         }
     }
@@ -100,7 +99,7 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
 
 async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
     let AnyCache::Redis(cache) = open_cache(&config.cache)? else {
-        findings.ok("cache: in this process");
+        Findings::ok("cache: in this process");
         return Ok(());
     };
     // The lane connects by itself; give it the time that a slow network takes.
@@ -119,16 +118,16 @@ async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
     };
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let version = field("redis_version").unwrap_or("of unknown version");
-    findings.ok(&format!("cache: Redis {version} answers"));
+    Findings::ok(&format!("cache: Redis {version} answers"));
     match field("maxmemory_policy") {
-        Some("noeviction") if field("maxmemory") == Some("0") => findings.warning(
+        Some("noeviction") if field("maxmemory") == Some("0") => Findings::warning(
             "cache: no maxmemory and no eviction: it grows until the machine is full; set maxmemory and maxmemory-policy allkeys-lru",
         ),
-        Some("noeviction") => findings.warning(
+        Some("noeviction") => Findings::warning(
             "cache: maxmemory-policy noeviction: once full it refuses fills; set allkeys-lru or allkeys-lfu",
         ),
-        Some(policy) => findings.ok(&format!("cache: maxmemory-policy {policy}")),
-        None => findings.warning("cache: its eviction policy is not known"),
+        Some(policy) => Findings::ok(&format!("cache: maxmemory-policy {policy}")),
+        None => Findings::warning("cache: its eviction policy is not known"),
     }
     Ok(())
 }

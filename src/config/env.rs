@@ -33,9 +33,7 @@ impl Env {
         let file = format!("{name}_FILE");
         let set = |name: &str| self.get(name).filter(|value| !value.is_empty());
         match (set(name), set(&file)) {
-            (Some(_), Some(_)) => {
-                Err(ConfigError::new(format!("{name} and {file} are both set; keep one of them")))
-            }
+            (Some(_), Some(_)) => Err(ConfigError::new(format!("{name} and {file} are both set; keep one of them"))),
             (Some(value), None) => Ok(Some(value.to_owned())),
             (None, Some(path)) => read_secret(&file, path).map(Some),
             (None, None) => Ok(None),

@@ -42,7 +42,7 @@ impl Config {
         let bytes = std::fs::read(file).map_err(fail)?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            let line = before.split(|byte| *byte == b'\n').count();
             Origin::Line(line).error(&name, "", "the file is not UTF-8")
         })?;
         Self::from_yaml(&text, &name, env).map(Some)

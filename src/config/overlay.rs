@@ -95,9 +95,9 @@ pub(super) fn compose(root: &mut Node, env: &Env) -> Result<(), ConfigError> {
     for (section, variable, url) in
         [("database", "DB_HOST", database_url(env)?), ("cache", "CACHE_HOST", cache_url(env)?)]
     {
-        let given = root.get(&[section, "url"]).is_some_and(
-            |url| !matches!(&url.value, Value::Null) && url.value != Value::Scalar(String::new()),
-        );
+        let given = root
+            .get(&[section, "url"])
+            .is_some_and(|url| !matches!(&url.value, Value::Null) && url.value != Value::Scalar(String::new()));
         if let (false, Some(url)) = (given, url) {
             let origin = Origin::Variable(variable.to_owned());
             root.set(&[section.to_owned(), "url".to_owned()], Node { origin, value: Value::Scalar(url) });

@@ -32,7 +32,7 @@ pub struct Defaults {
     #[serde(deserialize_with = "units::duration")]
     #[schemars(with = "String")]
     pub stale_while_revalidate: Duration,
-    /// The beta of XFetch; 0: nothing is refreshed before its TTL ends. Default 1.
+    /// The beta of `XFetch`; 0: nothing is refreshed before its TTL ends. Default 1.
     #[serde(deserialize_with = "units::number")]
     pub refresh_ahead: f64,
     /// How long the in-process tier may hold an entry; `0s`: not at all. Default `0s`.
@@ -44,10 +44,10 @@ pub struct Defaults {
 impl Default for Defaults {
     fn default() -> Self {
         Self {
-            ttl: Duration::from_secs(3600),
+            ttl: Duration::from_hours(1),
             ttl_jitter: 0.1,
             negative_ttl: Duration::from_secs(5),
-            stale_if_error: Duration::from_secs(600),
+            stale_if_error: Duration::from_mins(10),
             stale_while_revalidate: Duration::ZERO,
             refresh_ahead: 1.0,
             local_ttl: Duration::ZERO,

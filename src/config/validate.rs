@@ -94,9 +94,7 @@ fn database(url: &SecretUrl) -> Result<(), Fault> {
         "postgres" | "postgresql" | "sqlite" => Ok(()),
         _ if url.is_empty() => fault("database.url", "is missing; set it in the file or DATABASE_URL"),
         scheme @ ("mysql" | "mariadb") => fault("database.url", format!("{scheme}: is not built yet")),
-        scheme => {
-            fault("database.url", format!("the scheme {scheme:?} is not known; use postgres:// or sqlite:"))
-        }
+        scheme => fault("database.url", format!("the scheme {scheme:?} is not known; use postgres:// or sqlite:")),
     }
 }
 

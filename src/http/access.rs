@@ -74,9 +74,7 @@ impl Grant<'_> {
             (AccessLevel::Off, _) => Err(Problem::forbidden(format!("{} is switched off here", name()))),
             (AccessLevel::Token, Some(scopes)) if scopes.contains(&scope) => Ok(()),
             (AccessLevel::Token, Some(_)) => Err(Problem::forbidden(format!("the token lacks the scope {}", name()))),
-            (AccessLevel::Token, None) => {
-                Err(Problem::unauthorized("send a token: Authorization: Bearer …"))
-            }
+            (AccessLevel::Token, None) => Err(Problem::unauthorized("send a token: Authorization: Bearer …")),
         }
     }
 

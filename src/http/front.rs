@@ -102,7 +102,13 @@ impl Front {
                 }
                 if let Some(cause) = problem.cause() {
                     let id = id.to_str().unwrap_or_default();
-                    tracing::warn!(request_id = id, route, status = problem.status().as_u16(), cause, "a request failed");
+                    tracing::warn!(
+                        request_id = id,
+                        route,
+                        status = problem.status().as_u16(),
+                        cause,
+                        "a request failed"
+                    );
                 }
                 problem.response(id.to_str().unwrap_or_default())
             }
@@ -118,7 +124,13 @@ impl Front {
         let metrics = self.aside.metrics();
         metrics.http_requests.with_label_values(&[method, route, status.as_str()]).inc();
         metrics.http_durations.with_label_values(&[method, route]).observe(took.as_secs_f64());
-        tracing::debug!(method, route, status = status.as_u16(), milliseconds = took.as_secs_f64() * 1000.0, "answered");
+        tracing::debug!(
+            method,
+            route,
+            status = status.as_u16(),
+            milliseconds = took.as_secs_f64() * 1000.0,
+            "answered"
+        );
         response
     }
 }

@@ -20,7 +20,10 @@ pub(super) async fn livez(request: HttpRequest, front: web::Data<Front>) -> Http
 pub(super) async fn readyz(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
     let work = async {
         read_only(&request)?;
-        let verbose = request.uri().query().is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
+        let verbose = request
+            .uri()
+            .query()
+            .is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
         let (ready, report) = report(&front);
         let summary = if ready { "ready\n" } else { "not ready\n" };
         Ok(text(ready, if verbose { report + summary } else { summary.into() }))
@@ -34,7 +37,13 @@ fn report(front: &Front) -> (bool, String) {
     // Writing to a String can't fail.
     let mut line = |ok: bool, decides: bool, text: std::fmt::Arguments<'_>| {
         ready &= ok || !decides;
-        let mark = if ok { '+' } else if decides { '-' } else { '!' };
+        let mark = if ok {
+            '+'
+        } else if decides {
+            '-'
+        } else {
+            '!'
+        };
         let _ = writeln!(report, "[{mark}] {text}");
     };
     let draining = front.health.draining.load(Ordering::Relaxed);
@@ -45,7 +54,11 @@ fn report(front: &Front) -> (bool, String) {
     }
     match front.aside.cache().health() {
         Ok(()) => line(true, false, format_args!("cache ({}): answers", front.aside.cache().engine())),
-        Err(error) => line(false, false, format_args!("cache ({}): {error}; reads go to the database", front.aside.cache().engine())),
+        Err(error) => line(
+            false,
+            false,
+            format_args!("cache ({}): {error}; reads go to the database", front.aside.cache().engine()),
+        ),
     }
     for (name, state) in &front.catalog.load().resources {
         match state {

@@ -102,7 +102,10 @@ impl Problem {
 
     pub(super) fn internal(cause: impl Into<String>) -> Self {
         let cause = Some(cause.into());
-        Self { cause, ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "this should not have happened; the log has more") }
+        Self {
+            cause,
+            ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "this should not have happened; the log has more")
+        }
     }
 
     pub(super) fn with_cache_status(self, cache_status: String) -> Self {
@@ -169,13 +172,15 @@ impl From<StoreError> for Problem {
                 Self { cause, ..Self::unavailable("the database can't be reached; try again") }
             }
             StoreError::Busy => Self::unavailable("too many requests wait for the database; try again"),
-            StoreError::TimedOut => Self { cause, ..Self::new(StatusCode::GATEWAY_TIMEOUT, "the database took too long") },
-            StoreError::BadValue(_) => Self::bad_request("the database can't read the value as one of the column's type"),
-            StoreError::Changed(_) => Self {
-                cause,
-                look_again: true,
-                ..Self::unavailable("the table has changed; it is looked at anew")
-            },
+            StoreError::TimedOut => {
+                Self { cause, ..Self::new(StatusCode::GATEWAY_TIMEOUT, "the database took too long") }
+            }
+            StoreError::BadValue(_) => {
+                Self::bad_request("the database can't read the value as one of the column's type")
+            }
+            StoreError::Changed(_) => {
+                Self { cause, look_again: true, ..Self::unavailable("the table has changed; it is looked at anew") }
+            }
             StoreError::Refused(cause) => Self::internal(cause),
         }
     }
@@ -210,7 +215,9 @@ impl From<WriteError> for Problem {
             WriteError::Violation { columns, detail } => named(StatusCode::UNPROCESSABLE_ENTITY, columns, detail),
             WriteError::Unknown(_) => Self {
                 cause: Some("the connection was lost at COMMIT".into()),
-                ..Self::unavailable("the connection to the database was lost while committing: read the row to see whether it was written")
+                ..Self::unavailable(
+                    "the connection to the database was lost while committing: read the row to see whether it was written",
+                )
             },
             WriteError::Store(error) => error.into(),
         }

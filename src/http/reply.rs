@@ -1,5 +1,7 @@
 //! Answers of reads: the cached bytes between a prefix and a suffix, and the headers that tell how they came.
 
+use std::fmt::Write as _;
+
 use actix_web::http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use bytes::Bytes;
@@ -117,7 +119,8 @@ pub(super) fn cache_status(entry: &Entry, status: &Status, engine: &str) -> Stri
         text.push_str("; collapsed");
     }
     if (status.source, forward) == (Source::Cache, Forward::Stale) {
-        text.push_str(&format!("; ttl={}; detail={engine}", entry.ttl_ms.div_euclid(1000)));
+        // Writing to a String can't fail.
+        let _ = write!(text, "; ttl={}; detail={engine}", entry.ttl_ms.div_euclid(1000));
     }
     text
 }

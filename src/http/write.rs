@@ -7,7 +7,6 @@ use actix_web::http::header::LOCATION;
 use actix_web::{HttpRequest, HttpResponse, web};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-
 use super::front::Front;
 use super::problem::Problem;
 use super::{body, conditional, reply};
@@ -17,8 +16,24 @@ use crate::config::GenerateKey;
 use crate::store::{Body, Write};
 
 /// What a path segment can't hold as it is, and the comma that separates a key's parts.
-const SEGMENT: &AsciiSet =
-    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'?').add(b'`').add(b'{').add(b'}').add(b'/').add(b'%').add(b',').add(b'\\').add(b'^').add(b'|').add(b'[').add(b']');
+const SEGMENT: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}')
+    .add(b'/')
+    .add(b'%')
+    .add(b',')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'|')
+    .add(b'[')
+    .add(b']');
 
 /// POST: a new row.
 pub(super) async fn create(
@@ -59,7 +74,8 @@ pub(super) async fn update(
     for (index, column) in resource.key_columns().enumerate() {
         let Some(given) = body.get(&column.name) else { continue };
         let text = serde_json::from_str::<String>(given.get()).unwrap_or_else(|_| given.get().to_owned());
-        let same = Key::parse(std::iter::once(column), vec![text]).is_ok_and(|given| given.parts()[0] == key.parts()[index]);
+        let same =
+            Key::parse(std::iter::once(column), vec![text]).is_ok_and(|given| given.parts()[0] == key.parts()[index]);
         if !same {
             return Err(Problem::unprocessable(&column.name, "differs from the key in the path"));
         }
@@ -68,11 +84,8 @@ pub(super) async fn update(
         body.remove(&column.name);
     }
     let precondition = conditional::precondition(request);
-    let write = if merge {
-        Write::Merge { key, body, precondition }
-    } else {
-        Write::Replace { key, body, precondition }
-    };
+    let write =
+        if merge { Write::Merge { key, body, precondition } } else { Write::Replace { key, body, precondition } };
     let wrote = run(front, resource, write).await?;
     answer(HttpResponse::Ok(), &wrote)
 }
@@ -135,4 +148,3 @@ fn answer(response: actix_web::HttpResponseBuilder, wrote: &Wrote) -> Result<Htt
     let row = wrote.written.row.as_ref().ok_or_else(|| Problem::internal("a write gave no row"))?;
     Ok(reply::written(response, row, wrote.invalidation_pending))
 }
-

@@ -88,10 +88,7 @@ pub trait Store: Send + Sync {
     fn tables(&self) -> impl Future<Output = Result<Vec<Table>, StoreError>> + Send;
 
     /// Writes the resource's statements and tries them on the database.
-    fn prepare(
-        &self,
-        resource: Resource,
-    ) -> impl Future<Output = Result<(Resource, Vec<Problem>), StoreError>> + Send;
+    fn prepare(&self, resource: Resource) -> impl Future<Output = Result<(Resource, Vec<Problem>), StoreError>> + Send;
 
     /// The rows of these keys, in their order, with one statement.
     fn rows(
@@ -109,11 +106,7 @@ pub trait Store: Send + Sync {
     ) -> impl Future<Output = Result<Rows, StoreError>> + Send;
 
     /// Runs one write in a transaction of its own.
-    fn write(
-        &self,
-        resource: &Resource,
-        write: Write,
-    ) -> impl Future<Output = Result<Written, WriteError>> + Send;
+    fn write(&self, resource: &Resource, write: Write) -> impl Future<Output = Result<Written, WriteError>> + Send;
 
     /// Whether the database answers, asked beside the queue of requests.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;

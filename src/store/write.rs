@@ -15,6 +15,7 @@ pub struct Body(Vec<(String, Box<RawValue>)>);
 
 impl Body {
     /// The members, in the order they came.
+    #[must_use]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &RawValue)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_ref()))
     }
@@ -125,7 +126,10 @@ fn object(value: &RawValue) -> serde_json::Result<Body> {
 
 /// Judges the row as it is (its JSON) before a write touches it: `If-Match`.
 #[derive(Clone)]
-pub struct Precondition(pub Arc<dyn Fn(&[u8]) -> bool + Send + Sync>);
+pub struct Precondition(pub Arc<Judge>);
+
+/// Says whether a row, given as its JSON, is the one that is meant.
+pub type Judge = dyn Fn(&[u8]) -> bool + Send + Sync;
 
 impl std::fmt::Debug for Precondition {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

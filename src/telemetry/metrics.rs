@@ -15,9 +15,8 @@ use super::ratio::{Counts, SAMPLE, Window};
 use crate::cache::Filled;
 
 /// 100 µs to 10 s, in steps of 1, 2.5, 5.
-const BUCKETS: [f64; 16] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
+const BUCKETS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// Which memory answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,8 +290,7 @@ impl Metrics {
             Tier::Database => "database",
         };
         let made = Arc::new(ResourceMetrics {
-            requests: OUTCOMES
-                .map(|(outcome, label)| self.requests.with_label_values(&[name, tier(outcome), label])),
+            requests: OUTCOMES.map(|(outcome, label)| self.requests.with_label_values(&[name, tier(outcome), label])),
             durations: OUTCOMES.map(|(_, label)| self.durations.with_label_values(&[name, label])),
             fills: ["stored", "fenced", "gone", "too_big", "error"]
                 .map(|outcome| self.fills.with_label_values(&[name, outcome])),

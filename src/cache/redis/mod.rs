@@ -160,9 +160,13 @@ impl RedisCache {
             Value::BulkString(bytes) => Bytes::from(bytes),
             _ => return Err(CacheError::Refused),
         };
-        Ok(match entry::decode(place.key, value, live.cache_now()) {
+        Ok(match entry::decode(place.key, &value, live.cache_now()) {
             Some(Held::Valid { tag, entry, .. }) if tag == Self::tag(live, place) => {
-                if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
+                if entry.ttl_ms > 0 {
+                    Lookup::Fresh(entry)
+                } else {
+                    Lookup::Soft(entry)
+                }
             }
             Some(Held::Pending) => Lookup::Pending,
             _ => Lookup::Absent,
@@ -203,12 +207,9 @@ impl RedisCache {
 fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64) -> Result<Lease, CacheError> {
     let Value::Array(parts) = reply else { return Err(CacheError::Refused) };
     let mut parts = parts.into_iter();
-    let word = match parts.next() {
-        Some(Value::BulkString(word)) => word,
-        _ => return Err(CacheError::Refused),
-    };
+    let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
     let held = match parts.next() {
-        Some(Value::BulkString(value)) => entry::decode(place.key, Bytes::from(value), now),
+        Some(Value::BulkString(value)) => entry::decode(place.key, &Bytes::from(value), now),
         _ => None,
     };
     let held: Option<Entry> = match held {
@@ -367,7 +368,7 @@ impl Cache for RedisCache {
         let value = self.ask(&live, get).await?;
         let size = if let Value::BulkString(bytes) = &value { bytes.len() } else { 0 };
         let held = match value {
-            Value::BulkString(bytes) => entry::decode(place.key, Bytes::from(bytes), live.cache_now()),
+            Value::BulkString(bytes) => entry::decode(place.key, &Bytes::from(bytes), live.cache_now()),
             _ => None,
         };
         Ok(Inspection::of(held, size, Self::tag(&live, &place)))

@@ -118,15 +118,14 @@ impl PostgresStore {
     /// A connection, after a wait in a queue that is bounded in length and time.
     async fn checkout(&self) -> Result<Checked<'_>, StoreError> {
         let inner = &*self.inner;
-        let permit = match inner.permits.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let place = Place::take(&inner.waiting, inner.queue).ok_or(StoreError::Busy)?;
-                let acquired = tokio::time::timeout(inner.statement_timeout, inner.permits.acquire()).await;
-                drop(place);
-                // The semaphore is never closed.
-                acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)?
-            }
+        let permit = if let Ok(permit) = inner.permits.try_acquire() {
+            permit
+        } else {
+            let place = Place::take(&inner.waiting, inner.queue).ok_or(StoreError::Busy)?;
+            let acquired = tokio::time::timeout(inner.statement_timeout, inner.permits.acquire()).await;
+            drop(place);
+            // The semaphore is never closed.
+            acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)?
         };
         let client = match tokio::time::timeout(CONNECT, inner.pool.get()).await {
             Ok(Ok(client)) => client,
@@ -202,6 +201,7 @@ impl Drop for Place<'_> {
 }
 
 /// What an error of the driver means to a caller.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
 fn error(error: tokio_postgres::Error) -> StoreError {
     let Some(refusal) = error.as_db_error() else {
         // The driver's text holds no statement and no password.
@@ -253,20 +253,17 @@ impl Store for PostgresStore {
         let mut problems = Vec::new();
         let checked = self.checkout().await?;
         let lists = resource.lists.iter().zip(&resource.statements.lists);
-        let lists = lists.map(|(list, sql)| {
-            (sql, 1, format!("list {} can't be read", resource.table.columns[list.column].name))
-        });
+        let lists = lists
+            .map(|(list, sql)| (sql, 1, format!("list {} can't be read", resource.table.columns[list.column].name)));
         let (row, rows) = (&resource.statements.row, &resource.statements.rows);
         let keys = resource.key.len();
-        let tries =
-            [(row, keys, "a row can't be read".to_owned()), (rows, 0, "rows can't be read".to_owned())];
+        let tries = [(row, keys, "a row can't be read".to_owned()), (rows, 0, "rows can't be read".to_owned())];
         for (sql, nulls, what) in tries.into_iter().chain(lists) {
             let tried = async {
                 let statement = checked.client.prepare_cached(sql).await?;
                 // NULL finds nothing and costs nothing, but it takes the privileges that reading takes.
                 let null: Option<&str> = None;
-                let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-                    (0..nulls).map(|_| &null as _).collect();
+                let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = (0..nulls).map(|_| &null as _).collect();
                 if nulls > 0 {
                     checked.client.query(&statement, &params).await?;
                 }
@@ -288,9 +285,8 @@ impl Store for PostgresStore {
             let found = self.query(&resource.statements.row, &params).await?;
             return Ok(vec![found.first().map(|row| sql::row(row, key)).transpose().map_err(error)?]);
         }
-        let columns: Vec<Vec<&str>> = (0..resource.key.len())
-            .map(|part| keys.iter().map(|key| key.parts()[part].as_str()).collect())
-            .collect();
+        let columns: Vec<Vec<&str>> =
+            (0..resource.key.len()).map(|part| keys.iter().map(|key| key.parts()[part].as_str()).collect()).collect();
         let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             columns.iter().map(|column| column as _).collect();
         let found = self.query(&resource.statements.rows, &params).await?;

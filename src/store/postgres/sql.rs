@@ -109,11 +109,7 @@ pub(super) fn row(row: &Row, key: &Key) -> Result<store::Row, Error> {
 }
 
 /// Puts the rows of a batch into the order in which their keys were asked for.
-pub(super) fn in_order(
-    resource: &Resource,
-    keys: &[&Key],
-    found: &[Row],
-) -> Result<Vec<Option<store::Row>>, Error> {
+pub(super) fn in_order(resource: &Resource, keys: &[&Key], found: &[Row]) -> Result<Vec<Option<store::Row>>, Error> {
     let mut rows = vec![None; keys.len()];
     let place = 1 + resource.key.len();
     if found.first().is_some_and(|row| row.len() > place) {

@@ -44,7 +44,10 @@ pub(super) fn connector(verify: Verify, ca_file: Option<&Path>) -> anyhow::Resul
     } else {
         let chain = match verify {
             Verify::Nothing => None,
-            _ => Some(WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca_file)?), Arc::clone(&provider)).build()?),
+            _ => Some(
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca_file)?), Arc::clone(&provider))
+                    .build()?,
+            ),
         };
         let lenient = Arc::new(Lenient { provider, chain });
         builder.dangerous().with_custom_certificate_verifier(lenient).with_no_client_auth()
@@ -59,8 +62,8 @@ fn roots(ca_file: Option<&Path>) -> anyhow::Result<RootCertStore> {
             let certificates = CertificateDer::pem_file_iter(file)
                 .with_context(|| format!("ca_file {} can't be read", file.display()))?;
             for certificate in certificates {
-                let certificate = certificate
-                    .with_context(|| format!("ca_file {} is no PEM certificate", file.display()))?;
+                let certificate =
+                    certificate.with_context(|| format!("ca_file {} is no PEM certificate", file.display()))?;
                 roots.add(certificate)?;
             }
             anyhow::ensure!(!roots.is_empty(), "ca_file {} holds no certificate", file.display());

@@ -67,14 +67,14 @@ async fn attempt(store: &PostgresStore, resource: &Resource, write: &Write) -> R
     let committing = Mutex::new(None);
     // Each statement has its own limit in the server; one that answers none of them has this one.
     let limit = (store.inner.statement_timeout + SLACK) * 4;
-    match tokio::time::timeout(limit, transact(&mut checked.client, resource, write, &committing)).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            store.abandon(checked);
-            let sent = committing.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let timed_out = || WriteError::Store(StoreError::TimedOut);
-            Err(sent.map_or_else(timed_out, |written| WriteError::Unknown(Box::new(written))).into())
-        }
+    if let Ok(outcome) = tokio::time::timeout(limit, transact(&mut checked.client, resource, write, &committing)).await
+    {
+        outcome
+    } else {
+        store.abandon(checked);
+        let sent = committing.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let timed_out = || WriteError::Store(StoreError::TimedOut);
+        Err(sent.map_or_else(timed_out, |written| WriteError::Unknown(Box::new(written))).into())
     }
 }
 
@@ -118,11 +118,7 @@ async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Writ
         return Err(WriteError::PreconditionFailed.into());
     }
     let Some(body) = body else {
-        let statement = format!(
-            "DELETE FROM {} AS t WHERE {}",
-            sql::table(&resource.table),
-            sql::by_key(resource, 1)
-        );
+        let statement = format!("DELETE FROM {} AS t WHERE {}", sql::table(&resource.table), sql::by_key(resource, 1));
         transaction.execute_typed(&statement, &key_params(key)).await?;
         return Ok(Written { row: None, key: key.clone(), lists: before.lists });
     };
@@ -163,8 +159,7 @@ async fn lock(
     documents: &[&Column],
 ) -> Result<Option<Before>, Error> {
     let lists = list_texts(resource);
-    let documents: String =
-        documents.iter().map(|column| format!(", t.{}::text", sql::quote(&column.name))).collect();
+    let documents: String = documents.iter().map(|column| format!(", t.{}::text", sql::quote(&column.name))).collect();
     let statement = format!(
         "SELECT {}{lists}{documents} FROM {} AS t WHERE {} LIMIT 1 FOR UPDATE OF t",
         sql::json(resource),
@@ -183,11 +178,7 @@ async fn lock(
 }
 
 fn list_texts(resource: &Resource) -> String {
-    resource
-        .lists
-        .iter()
-        .map(|list| format!(", {}", sql::text(&resource.table.columns[list.column])))
-        .collect()
+    resource.lists.iter().map(|list| format!(", {}", sql::text(&resource.table.columns[list.column]))).collect()
 }
 
 fn lists_of(row: &Row, resource: &Resource, first: usize) -> Result<Vec<(usize, String)>, Error> {
@@ -230,27 +221,25 @@ async fn create(transaction: &Transaction<'_>, resource: &Resource, body: &Body)
     let table = sql::table(&resource.table);
     let json = body.to_json();
     let names: Vec<String> = body.iter().map(|(name, _)| sql::quote(name)).collect();
-    let rows = match record(resource, body) {
-        Some(record) => {
-            let values: Vec<String> = names.iter().map(|name| format!("x.{name}")).collect();
-            let statement = format!(
-                "INSERT INTO {table} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {record} {}",
-                names.join(", "),
-                values.join(", "),
-                returning(resource)
-            );
-            transaction.query_typed(&statement, &[(&json, Type::TEXT)]).await?
-        }
-        None => {
-            let statement = format!("INSERT INTO {table} AS t DEFAULT VALUES {}", returning(resource));
-            transaction.query_typed(&statement, &[]).await?
-        }
+    let rows = if let Some(record) = record(resource, body) {
+        let values: Vec<String> = names.iter().map(|name| format!("x.{name}")).collect();
+        let statement = format!(
+            "INSERT INTO {table} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {record} {}",
+            names.join(", "),
+            values.join(", "),
+            returning(resource)
+        );
+        transaction.query_typed(&statement, &[(&json, Type::TEXT)]).await?
+    } else {
+        let statement = format!("INSERT INTO {table} AS t DEFAULT VALUES {}", returning(resource));
+        transaction.query_typed(&statement, &[]).await?
     };
     match rows.first() {
         Some(row) => Ok(written(row, resource)?),
         // A trigger that answers NULL swallows the row.
-        None => Err(WriteError::Violation { columns: vec![], detail: "the database did not take the row".into() }
-            .into()),
+        None => {
+            Err(WriteError::Violation { columns: vec![], detail: "the database did not take the row".into() }.into())
+        }
     }
 }
 

@@ -62,7 +62,8 @@ fn describe(connection: &Connection, name: String, is_view: bool) -> rusqlite::R
     let indexes: Vec<String> = statement.query_map([&name], |row| row.get(0))?.collect::<Result<_, _>>()?;
     for index in indexes {
         let mut statement = connection.prepare("SELECT name FROM pragma_index_info(?1) ORDER BY seqno")?;
-        let columns: Vec<Option<String>> = statement.query_map([&index], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        let columns: Vec<Option<String>> =
+            statement.query_map([&index], |row| row.get(0))?.collect::<Result<_, _>>()?;
         // An index on an expression has columns without a name.
         if let Some(columns) = columns.into_iter().collect() {
             unique.push(columns);

@@ -84,10 +84,8 @@ impl SqliteStore {
     ///
     /// What SQLite says.
     pub async fn execute(&self, script: &'static str) -> Result<(), StoreError> {
-        self.with(&self.inner.writer, move |connection| {
-            connection.execute_batch(script).map_err(StoreError::from)
-        })
-        .await
+        self.with(&self.inner.writer, move |connection| connection.execute_batch(script).map_err(StoreError::from))
+            .await
     }
 
     /// The connections now.
@@ -270,10 +268,9 @@ impl Store for SqliteStore {
             let mut rows = Vec::with_capacity(keys.len());
             for key in &keys {
                 let found = find(&snapshot, &resource, key)?;
-                rows.push(found.map(|found| Row {
-                    json: found.json,
-                    spelled_as_asked: found.key.as_slice() == key.parts(),
-                }));
+                rows.push(
+                    found.map(|found| Row { json: found.json, spelled_as_asked: found.key.as_slice() == key.parts() }),
+                );
             }
             snapshot.finish()?;
             Ok(rows)

@@ -75,8 +75,7 @@ pub(super) fn parse(column: &Column, raw: &RawValue) -> Result<Value, String> {
     if column.json {
         return Ok(Value::Text(json.to_owned()));
     }
-    let quoted: Option<String> =
-        if json.starts_with('"') { serde_json::from_str(json).ok() } else { None };
+    let quoted: Option<String> = if json.starts_with('"') { serde_json::from_str(json).ok() } else { None };
     match (&column.kind, quoted) {
         (Kind::Integer { .. }, text) => {
             let digits = text.as_deref().unwrap_or(json);
@@ -97,7 +96,9 @@ pub(super) fn parse(column: &Column, raw: &RawValue) -> Result<Value, String> {
                 _ => wrong("a number"),
             }
         }
-        (Kind::Bytes, Some(text)) => bytes(&text).map_or_else(|| wrong("\\x and hexadecimal digits"), |bytes| Ok(Value::Blob(bytes))),
+        (Kind::Bytes, Some(text)) => {
+            bytes(&text).map_or_else(|| wrong("\\x and hexadecimal digits"), |bytes| Ok(Value::Blob(bytes)))
+        }
         (_, Some(text)) if text.contains('\0') => wrong("text without NUL"),
         (_, Some(text)) => Ok(Value::Text(text)),
         (Kind::Bytes, None) => wrong("\\x and hexadecimal digits"),
@@ -130,7 +131,10 @@ fn timestamp<'a>(text: &'a str, column: &Column) -> std::borrow::Cow<'a, str> {
     let is_one = (declared.contains("TIMESTAMP") || declared.contains("DATETIME"))
         && bytes.len() >= 16
         && bytes[10] == b' '
-        && bytes[..10].iter().enumerate().all(|(at, byte)| if matches!(at, 4 | 7) { *byte == b'-' } else { byte.is_ascii_digit() });
+        && bytes[..10]
+            .iter()
+            .enumerate()
+            .all(|(at, byte)| if matches!(at, 4 | 7) { *byte == b'-' } else { byte.is_ascii_digit() });
     if is_one { text.replacen(' ', "T", 1).into() } else { text.into() }
 }
 

@@ -47,8 +47,7 @@ fn key_values(resource: &Resource, key: &Key) -> Vec<Value> {
 }
 
 fn parse(column: &Column, raw: &RawValue) -> Result<Value, WriteError> {
-    value::parse(column, raw)
-        .map_err(|detail| WriteError::Violation { columns: vec![column.name.clone()], detail })
+    value::parse(column, raw).map_err(|detail| WriteError::Violation { columns: vec![column.name.clone()], detail })
 }
 
 fn create(transaction: &Transaction<'_>, resource: &Resource, body: &Body) -> Result<Written, WriteError> {
@@ -120,19 +119,12 @@ fn merged(
     column: &Column,
     patch: &RawValue,
 ) -> Result<Box<RawValue>, WriteError> {
-    let sql = format!(
-        "SELECT {} FROM {} WHERE {}",
-        quote(&column.name),
-        quote(&resource.table.name),
-        by_key(resource)
-    );
+    let sql = format!("SELECT {} FROM {} WHERE {}", quote(&column.name), quote(&resource.table.name), by_key(resource));
     let document: Option<String> =
         transaction.query_row(&sql, params_from_iter(key_values(resource, key)), |row| row.get(0))?;
     let target: Option<Box<RawValue>> = document.and_then(|document| serde_json::from_str(&document).ok());
-    merge_patch(target.as_deref(), patch).map_err(|error| WriteError::Violation {
-        columns: vec![column.name.clone()],
-        detail: error.to_string(),
-    })
+    merge_patch(target.as_deref(), patch)
+        .map_err(|error| WriteError::Violation { columns: vec![column.name.clone()], detail: error.to_string() })
 }
 
 /// `UPDATE … SET c = DEFAULT` is no SQL here: the expression is in the schema.
@@ -158,17 +150,13 @@ fn refused(error: rusqlite::Error, deleting: bool) -> WriteError {
     };
     // "UNIQUE constraint failed: users.email, users.name"
     let named = message.split_once(": ").map_or("", |(_, columns)| columns);
-    let columns: Vec<String> = named
-        .split(", ")
-        .filter_map(|column| column.split_once('.').map(|(_, column)| column.to_owned()))
-        .collect();
+    let columns: Vec<String> =
+        named.split(", ").filter_map(|column| column.split_once('.').map(|(_, column)| column.to_owned())).collect();
     match code.extended_code {
         ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID => {
             WriteError::Conflict { columns, detail: "another row has this value already".into() }
         }
-        ffi::SQLITE_CONSTRAINT_NOTNULL => {
-            WriteError::Violation { columns, detail: "a value is required".into() }
-        }
+        ffi::SQLITE_CONSTRAINT_NOTNULL => WriteError::Violation { columns, detail: "a value is required".into() },
         ffi::SQLITE_CONSTRAINT_FOREIGNKEY if deleting => {
             WriteError::Conflict { columns: vec![], detail: "other rows refer to this one".into() }
         }
