@@ -14,7 +14,7 @@ use std::future::Future;
 use bytes::Bytes;
 
 use crate::catalog::{Key, Problem, Resource, Table, TableName};
-pub use write::{Body, Precondition, Write, WriteError, Written, merge_patch};
+pub use write::{Body, Judge, Precondition, Write, WriteError, Written, merge_patch};
 
 /// One row, as the database wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]

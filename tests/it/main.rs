@@ -1,1 +1,19 @@
-fn main() {}
+//! Everything that needs real servers, in one binary: they are started once, by the tests themselves.
+
+#![allow(unreachable_pub, reason = "modules of one binary")]
+
+mod app;
+mod faults;
+mod servers;
+
+mod access;
+mod cache_suite;
+mod cli;
+mod outages;
+mod reads;
+mod robustness;
+mod shutdown;
+mod stampede;
+mod store_suite;
+mod telemetry;
+mod writes;

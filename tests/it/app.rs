@@ -1,0 +1,267 @@
+//! The service as its users run it: the binary, a configuration file, a port of its own; and typed requests to it.
+#![allow(dead_code, reason = "which verbs are in use depends on the stories")]
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use reqwest::header::HeaderMap;
+use reqwest::{Client, Method, StatusCode};
+use serde_json::Value;
+
+use crate::servers::{Database, Postgres, Redis};
+
+/// Nothing that a test waits for takes longer, unless it is broken.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running service.
+pub struct App {
+    child: Child,
+    pub url: String,
+    pub client: Client,
+    log: Arc<Mutex<Vec<String>>>,
+    _dir: tempfile::TempDir,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Reply {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("header values are text"))
+    }
+
+    pub fn source(&self) -> String {
+        self.json()["source"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The bytes of `data` as they came.
+    pub fn data(&self) -> &str {
+        let rest = self.text.strip_prefix("{\"data\":").unwrap_or_else(|| panic!("no data in {self:?}"));
+        rest.rfind(",\"source\":").map_or(rest, |end| &rest[..end])
+    }
+
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        self
+    }
+}
+
+/// A request under construction is a method, a path and what comes with it.
+pub struct Ask<'a> {
+    app: &'a App,
+    request: reqwest::RequestBuilder,
+}
+
+impl Ask<'_> {
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
+    pub fn json(mut self, body: &str) -> Self {
+        self.request = self.request.header("content-type", "application/json").body(body.to_owned());
+        self
+    }
+
+    pub async fn send(self) -> Reply {
+        let response = self.request.send().await.unwrap_or_else(|error| panic!("{error:?}\n{}", self.app.log()));
+        reply(response).await
+    }
+}
+
+pub async fn reply(response: reqwest::Response) -> Reply {
+    let (status, headers) = (response.status(), response.headers().clone());
+    Reply { status, headers, text: response.text().await.expect("the body arrives whole") }
+}
+
+impl App {
+    /// Starts the service with this configuration and waits until it is ready. `listen` is added.
+    pub async fn start(config: &str) -> Self {
+        let app = Self::launch(config).await;
+        app.until("ready", async |app| app.get("/readyz").await.status == 200).await;
+        app
+    }
+
+    /// Starts the service and waits until it listens.
+    pub async fn launch(config: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a folder can be made");
+        let file = dir.path().join("config.yaml");
+        let mut text = config.to_owned();
+        if !text.contains("server:") {
+            text.push_str("\nserver: { listen: \"127.0.0.1:0\", drain_delay: 0s }\n");
+        }
+        std::fs::write(&file, text).expect("the configuration can be written");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_cache-aside"), "serve", "--config"]).arg(&file);
+        Self::spawn(command, dir).await
+    }
+
+    pub async fn spawn(mut command: Command, dir: tempfile::TempDir) -> Self {
+        let mut child = command
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("the service can be started");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in lines.map_while(Result::ok) {
+                    log.lock().expect("no reader panics").push(line);
+                }
+            }
+        });
+        let client = Client::builder().timeout(Duration::from_secs(20)).build().expect("a client can be made");
+        let mut app = Self { child, url: String::new(), client, log, _dir: dir };
+        let started = Instant::now();
+        loop {
+            let found = app.log().lines().find_map(|line| {
+                let rest = line.split_once("listening on ")?.1;
+                Some(rest.split(|letter: char| !letter.is_ascii_digit() && !matches!(letter, '.' | ':')).next()?.to_owned())
+            });
+            if let Some(address) = found {
+                app.url = format!("http://{address}");
+                return app;
+            }
+            assert!(started.elapsed() < PATIENCE, "it never listened:\n{}", app.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no reader panics").join("\n")
+    }
+
+    pub fn ask(&self, method: Method, path: &str) -> Ask<'_> {
+        Ask { app: self, request: self.client.request(method, format!("{}{path}", self.url)) }
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        self.ask(Method::GET, path).send().await
+    }
+
+    pub async fn post(&self, path: &str, body: &str) -> Reply {
+        self.ask(Method::POST, path).json(body).send().await
+    }
+
+    pub async fn put(&self, path: &str, body: &str) -> Reply {
+        self.ask(Method::PUT, path).json(body).send().await
+    }
+
+    pub async fn patch(&self, path: &str, body: &str) -> Reply {
+        self.ask(Method::PATCH, path).json(body).send().await
+    }
+
+    pub async fn delete(&self, path: &str) -> Reply {
+        self.ask(Method::DELETE, path).send().await
+    }
+
+    /// The value of a metric whose line starts like this; 0 where there is none.
+    pub async fn metric(&self, start: &str) -> f64 {
+        let text = self.get("/metrics").await.text;
+        let line = text.lines().find(|line| line.starts_with(start));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Waits for a condition.
+    pub async fn until(&self, what: &str, condition: impl AsyncFn(&Self) -> bool) {
+        let started = Instant::now();
+        while !condition(self).await {
+            assert!(started.elapsed() < PATIENCE, "never {what}:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is ours to wait for") {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "it never ended:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        // Gone already, perhaps.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let _ = writeln!(std::io::stderr(), "--- log of the service\n{}", self.log());
+        }
+    }
+}
+
+static PREFIXES: AtomicU64 = AtomicU64::new(0);
+
+/// A database and a key prefix of a test's own, on servers that all tests share.
+pub struct World {
+    pub database: Database,
+    pub redis_url: String,
+    pub prefix: String,
+}
+
+impl World {
+    /// A new database with this schema.
+    pub async fn new(schema: &str) -> Self {
+        let database = Postgres::shared().await.create_database().await;
+        database.client().await.batch_execute(schema).await.expect("the schema is sound");
+        let prefix = format!("t{}-{}:", std::process::id(), PREFIXES.fetch_add(1, Ordering::Relaxed));
+        Self { database, redis_url: Redis::shared().await.url(), prefix }
+    }
+
+    /// A configuration that uses both; `rest` holds the resources and all else.
+    pub fn config(&self, rest: &str) -> String {
+        let mut config = String::new();
+        let _ = write!(
+            config,
+            "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\", key_prefix: \"{}\" }}\ninvalidation: {{ mode: none }}\n",
+            self.database.url, self.redis_url, self.prefix
+        );
+        if !rest.contains("access:") {
+            config.push_str("access: { write: public, refresh: public, admin: public }\n");
+        }
+        config + rest
+    }
+
+    pub async fn app(&self, rest: &str) -> App {
+        App::start(&self.config(rest)).await
+    }
+
+    /// Runs SQL beside the service.
+    pub async fn sql(&self, sql: &str) {
+        self.database.client().await.batch_execute(sql).await.expect("the statement is sound");
+    }
+
+    /// One text out of the database.
+    pub async fn text(&self, sql: &str) -> String {
+        self.database.client().await.query_one(sql, &[]).await.expect("one row comes").get(0)
+    }
+}

@@ -1,0 +1,602 @@
+//! Real Postgres and Redis servers, started by the tests that need them, each on its own port and in its own folder.
+//!
+//! A test may break its server as it likes (crash it, freeze it, bring it back), so nothing is shared unless asked for
+//! with `shared()`. Nothing is left behind either, even if the test process is killed: everything lives in one folder
+//! per process, and a shell that outlives us ends what is left in it. Broken networks are in `faults`, not here.
+#![allow(dead_code, reason = "which controls are in use depends on the stories, and a harness is read as a whole")]
+
+use std::{
+    env,
+    fmt::Display,
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    net::{Ipv4Addr, SocketAddr},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::{MetadataExt, chown},
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{self, Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::OnceCell,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use tokio_postgres::NoTls;
+
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Safe against crashes of the server, not of the machine, and with the log that logical decoding needs.
+///
+/// `synchronous_commit` stays on: without `fsync` it costs nothing, and off would let [`Postgres::kill`] lose what was
+/// committed in the last half second. `mmap` keeps dynamic shared memory in the data folder; elsewhere it would outlive
+/// a killed server.
+const POSTGRES_SETTINGS: [&str; 9] = [
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "max_connections=100",
+    "fsync=off",
+    "full_page_writes=off",
+    "wal_level=logical",
+    "timezone=UTC",
+    "log_timezone=UTC",
+    "dynamic_shared_memory_type=mmap",
+];
+
+/// A Postgres server with one superuser, `postgres`, and no passwords.
+pub struct Postgres {
+    server: Server,
+}
+
+impl Postgres {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts with further settings, each as `name=value`; they win over ours.
+    pub async fn start_with(settings: &[&str]) -> Self {
+        static TEMPLATE: OnceCell<PathBuf> = OnceCell::const_new();
+
+        let template = TEMPLATE
+            .get_or_init(|| async {
+                spawn_blocking(postgres_template).await.expect("initdb should make a data folder")
+            })
+            .await;
+        let mut server = Server::new(Engine::Postgres, &postgres_folder().join("postgres"), postgres_account());
+        let data = server.folder.join("data");
+        spawn_blocking({
+            let (folder, data) = (server.folder.clone(), data.clone());
+            move || run_tool(Command::new("cp").arg("-a").arg(template).arg(data), &folder, None)
+        })
+        .await
+        .expect("the data folder should be copied");
+
+        server.args.extend(["-D".to_owned(), data.display().to_string()]);
+        for setting in POSTGRES_SETTINGS.iter().chain(settings) {
+            server.args.extend(["-c".to_owned(), (*setting).to_owned()]);
+        }
+        server.start().await;
+        Self { server }
+    }
+
+    /// The one server of this test process, for tests that need only their own database and break nothing.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Postgres> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    pub async fn create_database(&self) -> Database {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+
+        let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let admin = connect(&self.url("postgres")).await.expect("the server should be running");
+        admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("the database should be created");
+        Database { url: self.url(&name), name, port: self.port() }
+    }
+
+    pub fn url(&self, database: &str) -> String {
+        postgres_url(self.port(), database)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.server.port.number
+    }
+
+    /// Crashes the server with all its sessions; what was committed is there after [`start_again`](Self::start_again).
+    pub async fn kill(&mut self) {
+        self.server.kill().await;
+    }
+
+    /// Starts with the same port and data, and waits for the recovery; a server that still runs crashes first.
+    pub async fn start_again(&mut self) {
+        self.server.start_again().await;
+    }
+
+    /// Freezes the server with all its sessions: the kernel still accepts connections, nobody answers them.
+    pub fn pause(&self) {
+        self.server.pause();
+    }
+
+    pub fn resume(&self) {
+        self.server.resume();
+    }
+}
+
+/// A database of a test's own; it goes when its server goes.
+pub struct Database {
+    pub url: String,
+    pub name: String,
+    pub port: u16,
+}
+
+impl Database {
+    pub async fn client(&self) -> tokio_postgres::Client {
+        connect(&self.url).await.expect("the database should accept a connection")
+    }
+}
+
+/// A Redis server that keeps nothing on disk.
+pub struct Redis {
+    server: Server,
+}
+
+impl Redis {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts with further arguments, such as `["--maxmemory", "1mb"]`; they win over ours.
+    pub async fn start_with(args: &[&str]) -> Self {
+        let program =
+            find("redis-server").unwrap_or_else(|| panic!("redis-server not found: apt-get install redis-server"));
+        let mut server = Server::new(Engine::Redis, &program, None);
+        let ours = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+        server.args.extend(ours.iter().chain(args).map(|&arg| arg.to_owned()));
+        server.start().await;
+        Self { server }
+    }
+
+    /// The one server of this test process, for tests that keep to their own keys and break nothing.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Redis> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port())
+    }
+
+    pub fn port(&self) -> u16 {
+        self.server.port.number
+    }
+
+    pub async fn kill(&mut self) {
+        self.server.kill().await;
+    }
+
+    /// Ends the server as an operator would, by SIGTERM, and waits until it is gone.
+    pub async fn stop_gracefully(&mut self) {
+        self.server.terminate().await;
+    }
+
+    /// Starts empty on the same port; a server that still runs crashes first.
+    pub async fn start_again(&mut self) {
+        self.server.start_again().await;
+    }
+
+    /// Freezes the server: the kernel still accepts connections, nobody answers them.
+    pub fn pause(&self) {
+        self.server.pause();
+    }
+
+    pub fn resume(&self) {
+        self.server.resume();
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Engine {
+    Postgres,
+    Redis,
+}
+
+/// A server process, its port and its folder: what both engines have in common.
+struct Server {
+    engine: Engine,
+    program: PathBuf,
+    args: Vec<String>,
+    account: Option<Account>,
+    folder: PathBuf,
+    port: Port,
+    child: Option<Child>,
+}
+
+impl Server {
+    fn new(engine: Engine, program: &Path, account: Option<Account>) -> Self {
+        Self {
+            engine,
+            program: program.to_owned(),
+            args: Vec::new(),
+            account,
+            folder: new_folder(account),
+            port: Port::reserve(),
+            child: None,
+        }
+    }
+
+    /// A reserved port should be ours, but a program that insists on a fixed one can still come in between.
+    async fn start(&mut self) {
+        for _ in 0..5 {
+            match self.run_until_it_answers().await {
+                Ok(()) => return,
+                Err(why) if why.contains("Address already in use") => self.port = Port::reserve(),
+                Err(why) => panic!("{why}"),
+            }
+        }
+        panic!("{} found five ports taken in a row", self.program.display());
+    }
+
+    async fn start_again(&mut self) {
+        self.kill().await;
+        if let Err(why) = self.run_until_it_answers().await {
+            panic!("{why}");
+        }
+    }
+
+    async fn run_until_it_answers(&mut self) -> Result<(), String> {
+        let port_option = match self.engine {
+            Engine::Postgres => "-p",
+            Engine::Redis => "--port",
+        };
+        let mut command = server_in(&self.folder, &self.program, self.account);
+        command.args(&self.args).arg(port_option).arg(self.port.number.to_string());
+        self.child = Some(command.spawn().expect("a shell should start"));
+
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if let Some(status) = ended {
+                self.kill().await;
+                return Err(self.complaint(&format!("ended with {status}")));
+            }
+            match timeout(Duration::from_secs(5), self.answer()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(why)) if Instant::now() > deadline => return Err(self.complaint(&why)),
+                Err(_) if Instant::now() > deadline => return Err(self.complaint("does not answer")),
+                _ => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    async fn answer(&self) -> Result<(), String> {
+        match self.engine {
+            Engine::Postgres => {
+                let client = connect(&postgres_url(self.port.number, "postgres")).await.map_err(text)?;
+                client.simple_query("SELECT 1").await.map_err(text)?;
+                Ok(())
+            }
+            Engine::Redis => {
+                let stream = TcpStream::connect(loopback(self.port.number)).await.map_err(text)?;
+                stream.writable().await.map_err(text)?;
+                stream.try_write(b"PING\r\n").map_err(text)?;
+                stream.readable().await.map_err(text)?;
+                let mut answer = [0; 128];
+                let length = stream.try_read(&mut answer).map_err(text)?;
+                match &answer[..length] {
+                    // A wish for a password is an answer too.
+                    [b'+', ..] => Ok(()),
+                    other if other.starts_with(b"-NOAUTH") => Ok(()),
+                    other => Err(String::from_utf8_lossy(other).into_owned()),
+                }
+            }
+        }
+    }
+
+    fn complaint(&self, why: &str) -> String {
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        format!("{} on port {}: {why}; its log:\n{log}", self.program.display(), self.port.number)
+    }
+
+    async fn kill(&mut self) {
+        if let Some(child) = self.child.take() {
+            let folder = self.folder.clone();
+            spawn_blocking(move || end(child, &folder)).await.expect("a server should die");
+        }
+    }
+
+    async fn terminate(&mut self) {
+        self.signal("thaw");
+        self.signal("kill -s TERM");
+        let deadline = Instant::now() + STOP_DEADLINE;
+        while self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
+            assert!(Instant::now() < deadline, "{}", self.complaint("did not stop"));
+            sleep(Duration::from_millis(5)).await;
+        }
+        self.kill().await;
+    }
+
+    fn pause(&self) {
+        self.signal("freeze");
+    }
+
+    fn resume(&self) {
+        self.signal("thaw");
+    }
+
+    fn signal(&self, verb: &str) {
+        let child = self.child.as_ref().expect("the server should be running");
+        let mut shell = shell(&format!("{verb} \"$1\""));
+        shell.arg(child.id().to_string()).status().expect("a shell should start");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(child) = self.child.take() {
+            end(child, &self.folder);
+        }
+        // What resists is left to the watcher.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A port of 127.0.0.1 that stays ours while its server is down.
+///
+/// Otherwise another test could be given the same number, or a client that keeps trying an absent server could be given
+/// it as its own end and then talk to itself. So we hold it with a socket that never listens: bound alone, and only then
+/// open to sharing, which Linux grants to a server that asks for `SO_REUSEADDR` as ours do, but to no automatic choice.
+struct Port {
+    number: u16,
+    _held: TcpSocket,
+}
+
+impl Port {
+    /// The bus of a Redis cluster takes the port ten thousand above.
+    const HIGHEST: u16 = u16::MAX - 10_000;
+
+    fn reserve() -> Self {
+        loop {
+            let socket = TcpSocket::new_v4().expect("a socket should open");
+            socket.bind(loopback(0)).expect("a port should be free");
+            let number = socket.local_addr().expect("a bound socket has an address").port();
+            if number <= Self::HIGHEST {
+                socket.set_reuseaddr(true).expect("a port can be shared");
+                return Self { number, _held: socket };
+            }
+        }
+    }
+}
+
+/// The folder of this process, and the shell that clears it when the process is gone, however it went.
+///
+/// The shell waits for the end of a pipe that only we and our tools hold. A parent-death signal would not do: it comes when the starting
+/// *thread* ends, so the first test to ask would take the shared server with it.
+struct Nest {
+    folder: PathBuf,
+    watcher: Child,
+}
+
+impl Nest {
+    fn get() -> &'static Self {
+        static NEST: OnceLock<Nest> = OnceLock::new();
+        NEST.get_or_init(|| {
+            let mut watcher = shell("watch \"$1\"")
+                .arg(process::id().to_string())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                // Ctrl-C ends the tests, not the one who cleans up after them.
+                .process_group(0)
+                .spawn()
+                .expect("a shell should start");
+            let mut folder = String::new();
+            BufReader::new(watcher.stdout.take().expect("the watcher has an output"))
+                .read_line(&mut folder)
+                .expect("the watcher should name the folder it made");
+            let folder = PathBuf::from(folder.trim_end_matches('\n'));
+            assert!(folder.is_dir(), "no folder could be made in {}", env::temp_dir().display());
+            Self { folder, watcher }
+        })
+    }
+
+    /// Another hold on the watcher's pipe: it waits for this one too.
+    fn pipe(&self) -> OwnedFd {
+        let pipe = self.watcher.stdin.as_ref().expect("the watcher has a pipe");
+        pipe.as_fd().try_clone_to_owned().expect("a pipe can be held twice")
+    }
+}
+
+/// What Rust has no safe call for, and what has to work without us.
+///
+/// Postgres's processes each lead a group of their own, so a signal to the server's group reaches only the first of
+/// them: they are found as its children. The first is stopped before they are listed, so that it starts no more, and
+/// killed after them, so that none is still writing when it is gone.
+const SHELL: &str = r#"
+children() { grep -lxs "PPid:[[:space:]]*$1" /proc/[0-9]*/status | cut -d/ -f3; }
+is() { grep -qs "^State:[[:space:]]*[$2]" "/proc/$1/status"; }
+freeze() {
+    while kill -s STOP "$1"; is "$1" RSD; do sleep 0.01; done
+    for child in $(children "$1"); do kill -s STOP "$child"; done
+}
+thaw() {
+    for child in $(children "$1"); do kill -s CONT "$child"; done
+    kill -s CONT "$1"
+}
+end() {
+    freeze "$1"
+    for child in $(children "$1"); do
+        kill -s KILL "$child"
+        while is "$child" RSDTtI; do sleep 0.01; done
+    done
+    kill -s KILL -- "-$1"
+    # A killed Postgres leaves a System V segment, whose number is the last word of its lock file's seventh line.
+    lock="$2/data/postmaster.pid"
+    segment=$(sed -n '7s/.* //p' "$lock") && ipcrm -m "$segment"
+    rm -f "$lock" "$2/pid"
+}
+watch() {
+    trap '' HUP INT TERM PIPE
+    # Not the shell's PPID: we may be gone before it asks.
+    tests=$1
+    # Made here, so that there is no folder without its watcher; a server under another account has to pass through.
+    set -- "$(mktemp -d "${TMPDIR:-/tmp}/cache-aside-it-XXXXXX")"
+    chmod 711 "$1"
+    echo "$1"
+    cat >/dev/null
+    # While a process goes, the kernel wakes the stopped groups it leaves behind: wait until we have another parent.
+    while grep -qxs "PPid:[[:space:]]*$tests" "/proc/$$/status"; do sleep 0.01; done
+    tries=0
+    while [ -e "$1" ] && [ "$tries" -lt 100 ]; do
+        for file in "$1"/*/pid; do read -r pid <"$file" && end "$pid" "${file%/pid}"; done
+        rm -rf "$1" || sleep 0.1
+        tries=$((tries + 1))
+    done
+}
+"#;
+
+fn shell(script: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{SHELL}\n{script}")).arg("sh");
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// A server that writes its number into its folder before it starts, so that the watcher never misses one: a folder
+/// already cleared refuses the file, and the server does not start.
+fn server_in(folder: &Path, program: &Path, account: Option<Account>) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"echo $$ >pid && exec "$@""#, "sh"]).arg(program);
+    let log = settle(&mut command, folder, account);
+    command.stdout(log);
+    command
+}
+
+/// Runs a tool to its end.
+///
+/// What it prints goes into the watcher's pipe, which thus stays open until it is done, even without us: `initdb` would
+/// leave shared memory behind if it was killed.
+fn run_tool(command: &mut Command, folder: &Path, account: Option<Account>) {
+    settle(command, folder, account);
+    let status = command.stdout(Nest::get().pipe()).status().expect("an installed tool should start");
+    let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+    assert!(status.success(), "{} {status}:\n{log}", command.get_program().display());
+}
+
+/// Ties a command to its folder and account, in a group of its own; returns the log its complaints go to.
+fn settle(command: &mut Command, folder: &Path, account: Option<Account>) -> File {
+    let log = File::create(folder.join("log")).expect("a log should be writable");
+    command
+        .current_dir(folder)
+        .env("LC_ALL", "C")
+        .env("TZ", "UTC")
+        .stdin(Stdio::null())
+        .stderr(log.try_clone().expect("a log should be writable"))
+        .process_group(0);
+    if let Some(Account { user, group }) = account {
+        command.uid(user).gid(group);
+    }
+    log
+}
+
+/// Kills a server with all its children and waits until they are gone; also called while a test unwinds.
+fn end(mut child: Child, folder: &Path) {
+    let _ = shell("end \"$1\" \"$2\"").arg(child.id().to_string()).arg(folder).status();
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn new_folder(account: Option<Account>) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+
+    let folder = Nest::get().folder.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
+    fs::create_dir(&folder).expect("a folder should be made");
+    if let Some(Account { user, group }) = account {
+        chown(&folder, Some(user), Some(group)).expect("root can give a folder away");
+    }
+    folder
+}
+
+/// Runs `initdb`, which takes a second or two: once per process, the servers start from copies.
+fn postgres_template() -> PathBuf {
+    let account = postgres_account();
+    let folder = new_folder(account);
+    let data = folder.join("data");
+    let options = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"];
+    let mut initdb = Command::new(postgres_folder().join("initdb"));
+    run_tool(initdb.args(options).arg(&data), &folder, account);
+    data
+}
+
+/// Debian keeps the server programs of each version out of `PATH`; whoever puts some there has chosen.
+fn postgres_folder() -> PathBuf {
+    if let Some(program) = find("initdb") {
+        let folder = program.parent().expect("a program is in a folder").to_owned();
+        if folder.join("postgres").exists() {
+            return folder;
+        }
+    }
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    versions
+        .filter_map(|version| Some((version.file_name().to_str()?.parse::<u32>().ok()?, version.path().join("bin"))))
+        .filter(|(_, folder)| folder.join("initdb").exists() && folder.join("postgres").exists())
+        .max()
+        .map_or_else(|| panic!("postgres not found: apt-get install postgresql"), |(_, folder)| folder)
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
+}
+
+#[derive(Clone, Copy)]
+struct Account {
+    user: u32,
+    group: u32,
+}
+
+/// Postgres refuses to run as root, so root runs it as `postgres`; anybody else as themselves.
+fn postgres_account() -> Option<Account> {
+    let we_are_root = fs::metadata("/proc/self").is_ok_and(|us| us.uid() == 0);
+    we_are_root.then(|| {
+        let accounts = fs::read_to_string("/etc/passwd").expect("the accounts should be readable");
+        let mut fields = accounts
+            .lines()
+            .find_map(|line| line.strip_prefix("postgres:"))
+            .expect("postgres refuses to run as root and there is no user postgres: apt-get install postgresql")
+            .split(':')
+            .skip(1)
+            .map(|field| field.parse().expect("an account has numbers"));
+        let mut next = || fields.next().expect("an account has a user and a group");
+        Account { user: next(), group: next() }
+    })
+}
+
+async fn connect(url: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    // It ends with the client, or with an error that the client's next query reports.
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn postgres_url(port: u16, database: &str) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/{database}")
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}

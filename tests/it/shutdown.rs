@@ -1,0 +1,75 @@
+//! SIGTERM under load: no failed request, exit 0.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::app::{App, World};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_under_load_fails_no_request() {
+    let world = World::new(
+        "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 100);
+         CREATE FUNCTION slow() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.1); RETURN 0; END $$;
+         CREATE VIEW slow_item AS SELECT id, slow() AS waited FROM item;",
+    )
+    .await;
+    let config = world.config("resources: { item: {}, slow_item: { key: id, ttl: 50ms } }\n")
+        + "server: { listen: \"127.0.0.1:0\", drain_delay: 500ms }\n";
+    let mut app = App::start(&config).await;
+    let draining = Arc::new(AtomicBool::new(false));
+    let failed = Arc::new(AtomicU64::new(0));
+    let readers: Vec<_> = (0..16_u32)
+        .map(|reader| {
+            let (draining, failed) = (Arc::clone(&draining), Arc::clone(&failed));
+            let (client, url) = (app.client.clone(), app.url.clone());
+            tokio::spawn(async move {
+                let mut count = 0_u32;
+                // As a load balancer would: nothing new once it is known to be unready.
+                while !draining.load(Ordering::SeqCst) {
+                    let name = if reader % 4 == 0 { "slow_item" } else { "item" };
+                    let path = format!("{url}/api/{name}/{}", 1 + (count * 7 + reader) % 100);
+                    match client.get(path).send().await {
+                        Ok(reply) if reply.status() == 200 => count += 1,
+                        other => {
+                            eprintln!("{other:?}");
+                            failed.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                }
+                count
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    app.signal("TERM");
+    app.until("unready", async |app| app.get("/readyz").await.status == 503).await;
+    draining.store(true, Ordering::SeqCst);
+    let mut reads = 0;
+    for reader in readers {
+        reads += reader.await.expect("no reader panics");
+    }
+    assert_eq!(app.ended().await.code(), Some(0));
+    assert_eq!(failed.load(Ordering::SeqCst), 0, "of {reads}");
+    assert!(reads > 100, "{reads}");
+}
+
+#[tokio::test]
+async fn a_request_that_was_accepted_is_answered_after_sigterm() {
+    let world = World::new(
+        "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1); CREATE SEQUENCE begun;
+         CREATE FUNCTION slow() RETURNS int LANGUAGE plpgsql VOLATILE AS $$
+           BEGIN PERFORM nextval('begun'); PERFORM pg_sleep(1); RETURN 0; END $$;
+         CREATE VIEW slow_item AS SELECT id, slow() AS waited FROM item;",
+    )
+    .await;
+    let mut app = world.app("resources: { slow_item: { key: id } }").await;
+    let (client, url) = (app.client.clone(), format!("{}/api/slow_item/1", app.url));
+    let read = tokio::spawn(async move { client.get(url).send().await.expect("it answers").status().as_u16() });
+    while world.text("SELECT is_called::text FROM begun").await == "false" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    app.signal("TERM");
+    assert_eq!(read.await.expect("the reader is there"), 200);
+    assert_eq!(app.ended().await.code(), Some(0));
+}

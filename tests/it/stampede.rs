@@ -1,0 +1,139 @@
+//! Many readers of one cold key, and fillers that pause or die: one query, and nothing stale.
+
+use std::time::Duration;
+
+use crate::app::{App, World};
+
+/// Each evaluation of a row takes 200 ms and is counted.
+const SCHEMA: &str = "
+    CREATE TABLE item (id int PRIMARY KEY, name text);
+    INSERT INTO item SELECT g, 'old' FROM generate_series(1, 100) g;
+    CREATE SEQUENCE evaluations;
+    CREATE FUNCTION slow(milliseconds int) RETURNS int LANGUAGE plpgsql VOLATILE AS $$
+      BEGIN PERFORM nextval('evaluations'); PERFORM pg_sleep(milliseconds / 1000.0); RETURN 0; END $$;
+    CREATE VIEW slow_item AS SELECT id, name, slow(200) AS waited FROM item;
+    CREATE VIEW slower_item AS SELECT id, name, slow(1200) AS waited FROM item;";
+
+const RESOURCES: &str =
+    "resources: { slow_item: { key: id }, slower_item: { key: id }, item: { write: [update] } }";
+
+async fn evaluations(world: &World) -> i64 {
+    let client = world.database.client().await;
+    let row = client.query_one("SELECT last_value - (NOT is_called)::int FROM evaluations", &[]).await;
+    row.expect("the sequence is there").get::<_, i64>(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_hundred_readers_at_two_replicas_make_one_query() {
+    let world = World::new(SCHEMA).await;
+    let apps = [world.app(RESOURCES).await, world.app(RESOURCES).await];
+    let before = evaluations(&world).await;
+    let reads = (0..400).map(|index| {
+        let (client, url) = (apps[index % 2].client.clone(), format!("{}/api/slow_item/7", apps[index % 2].url));
+        tokio::spawn(async move { crate::app::reply(client.get(url).send().await.expect("it answers")).await })
+    });
+    for read in reads.collect::<Vec<_>>() {
+        let reply = read.await.expect("no reader panics").expect(200);
+        assert_eq!(reply.json()["data"]["name"], "old");
+    }
+    assert_eq!(evaluations(&world).await - before, 1);
+    let coalesced = apps[0].metric(r#"cache_aside_coalesced_total{resource="slow_item"}"#).await
+        + apps[1].metric(r#"cache_aside_coalesced_total{resource="slow_item"}"#).await;
+    assert!(coalesced >= 300.0, "{coalesced}");
+}
+
+#[tokio::test]
+async fn a_batch_of_cold_keys_is_one_query_too_and_batches_share() {
+    let world = World::new(SCHEMA).await;
+    let app = world.app(RESOURCES).await;
+    let before = evaluations(&world).await;
+    let path = "/api/slow_item?id=1,2,3";
+    let (one, other, single) = tokio::join!(app.get(path), app.get(path), app.get("/api/slow_item/2"));
+    for reply in [one, other, single] {
+        reply.expect(200);
+    }
+    assert_eq!(evaluations(&world).await - before, 3, "each row was evaluated once");
+}
+
+/// Starts a read at `app` and returns once its load is under way.
+async fn load_under_way(world: &World, app: &App, path: &str) -> tokio::task::JoinHandle<crate::app::Reply> {
+    let before = evaluations(world).await;
+    let (client, url) = (app.client.clone(), format!("{}{path}", app.url));
+    let read = tokio::spawn(async move { crate::app::reply(client.get(url).send().await.expect("it answers")).await });
+    while evaluations(world).await == before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    read
+}
+
+#[tokio::test]
+async fn a_filler_that_pauses_while_the_row_changes_is_refused() {
+    let world = World::new(SCHEMA).await;
+    let (paused, other) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
+    let read = load_under_way(&world, &paused, "/api/slow_item/7").await;
+    paused.signal("STOP");
+    // Another client changes the row and drops the entry, as a write through a table's own resource would.
+    world.sql("UPDATE item SET name = 'new' WHERE id = 7").await;
+    other.delete("/admin/cache/slow_item/7").await.expect(204);
+    let refilled = other.get("/api/slow_item/7").await.expect(200);
+    assert_eq!(refilled.json()["data"]["name"], "new");
+    paused.signal("CONT");
+    // It answers its own reader with what it read; that reader asked before the change.
+    assert_eq!(read.await.expect("the reader is there").expect(200).json()["data"]["name"], "old");
+    assert_eq!(paused.metric(r#"cache_aside_fills_total{outcome="fenced",resource="slow_item"}"#).await, 1.0);
+    for app in [&paused, &other] {
+        let after = app.get("/api/slow_item/7").await.expect(200);
+        assert_eq!((after.json()["data"]["name"].as_str(), after.source().as_str()), (Some("new"), "cache"));
+    }
+}
+
+#[tokio::test]
+async fn a_fill_whose_lease_was_invalidated_finds_nothing() {
+    let world = World::new(SCHEMA).await;
+    let app = world.app(RESOURCES).await;
+    let read = load_under_way(&world, &app, "/api/slow_item/8").await;
+    app.delete("/admin/cache/slow_item/8").await.expect(204);
+    read.await.expect("the reader is there").expect(200);
+    assert_eq!(app.metric(r#"cache_aside_fills_total{outcome="gone",resource="slow_item"}"#).await, 1.0);
+    assert_eq!(app.get("/api/slow_item/8").await.source(), "database");
+}
+
+#[tokio::test]
+async fn a_live_filler_keeps_its_lock_for_longer_than_the_lock() {
+    let world = World::new(SCHEMA).await;
+    let (one, other) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
+    let before = evaluations(&world).await;
+    let (first, second) = tokio::join!(one.get("/api/slower_item/9"), other.get("/api/slower_item/9"));
+    first.expect(200);
+    second.expect(200);
+    assert_eq!(evaluations(&world).await - before, 1);
+}
+
+#[tokio::test]
+async fn a_filler_that_dies_delays_others_by_its_lock_alone() {
+    let world = World::new(SCHEMA).await;
+    let (mut dying, other) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
+    let before = evaluations(&world).await;
+    let url = format!("{}/api/slower_item/10", dying.url);
+    let client = dying.client.clone();
+    let read = tokio::spawn(async move { client.get(url).send().await.is_err() });
+    while evaluations(&world).await == before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    dying.signal("KILL");
+    dying.ended().await;
+    assert!(read.await.expect("the reader is there"), "its own reader is cut off");
+    other.get("/api/slower_item/10").await.expect(200);
+    assert_eq!(evaluations(&world).await - before, 2);
+}
+
+#[tokio::test]
+async fn a_reader_that_hangs_up_stops_no_load_that_others_wait_for() {
+    let world = World::new(SCHEMA).await;
+    let app = world.app(RESOURCES).await;
+    let before = evaluations(&world).await;
+    let read = load_under_way(&world, &app, "/api/slow_item/11").await;
+    read.abort();
+    assert_eq!(app.get("/api/slow_item/11").await.expect(200).json()["data"]["id"], 11);
+    assert_eq!(evaluations(&world).await - before, 1);
+}

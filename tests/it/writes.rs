@@ -1,0 +1,187 @@
+//! Writes through the API: what the database says of them, and that no read after their answer is older.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::app::World;
+
+const SCHEMA: &str = "
+    CREATE TABLE team (id int PRIMARY KEY);
+    INSERT INTO team VALUES (1), (2);
+    CREATE TABLE person (
+      id text PRIMARY KEY, name varchar(10) NOT NULL, email text UNIQUE, team_id int REFERENCES team,
+      age int DEFAULT 18 CHECK (age >= 0), n numeric(30, 10), data jsonb, tags text[],
+      shout text GENERATED ALWAYS AS (upper(name)) STORED);
+    CREATE TABLE item (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text);
+    CREATE TABLE ref (id uuid PRIMARY KEY, item_id int REFERENCES item ON DELETE RESTRICT);
+    CREATE TABLE frozen (id int PRIMARY KEY);";
+
+const RESOURCES: &str = "
+resources:
+  person: { write: [create, update, delete], generate_key: ulid, lists: { team_id: {} } }
+  item: { write: [create, delete] }
+  ref: { write: [create], generate_key: uuidv7 }
+  frozen: {}
+";
+
+#[tokio::test]
+async fn a_row_is_created_replaced_merged_and_deleted() {
+    let world = World::new(SCHEMA).await;
+    let app = world.app(RESOURCES).await;
+    let body = r#"{"name":"Zoë","team_id":1,"n":12345678901234567890.0123456789,"data":{"a":{"b":1,"c":2.50}},"tags":["x",null]}"#;
+    let created = app.post("/api/person", body).await.expect(201);
+    let path = created.header("location").to_owned();
+    let id = created.json()["data"]["id"].as_str().expect("it is text").to_owned();
+    assert_eq!((path.as_str(), id.len()), (format!("/api/person/{id}").as_str(), 26));
+    assert!(created.text.contains(r#""n":12345678901234567890.0123456789"#), "{created:?}");
+    assert_eq!(created.json()["data"]["shout"], "ZOË");
+    let read = app.get(&path).await.expect(200);
+    assert_eq!(format!(r#"{{"data":{}}}"#, read.data()), created.text);
+    assert_eq!(read.header("etag"), created.header("etag"));
+
+    let patched = app.patch(&path, r#"{"data":{"a":{"b":null,"d":[1]}},"email":"z@x"}"#).await.expect(200).json();
+    assert_eq!(patched["data"]["data"], json!({ "a": { "c": 2.5, "d": [1] } }));
+    assert_eq!((&patched["data"]["email"], &patched["data"]["team_id"]), (&json!("z@x"), &json!(1)));
+    let read = app.get(&path).await.expect(200);
+    assert_eq!((read.source().as_str(), &read.json()["data"]), ("database", &patched["data"]));
+
+    let replaced = app.put(&path, r#"{"name":"Zoe"}"#).await.expect(200).json();
+    assert_eq!(replaced["data"]["age"], 18, "omitted columns get their default");
+    assert_eq!((&replaced["data"]["email"], &replaced["data"]["data"]), (&json!(null), &json!(null)));
+    app.patch(&path, "{}").await.expect(200);
+
+    app.delete(&path).await.expect(204);
+    app.get(&path).await.expect(404);
+    for gone in [app.delete(&path).await, app.put(&path, r#"{"name":"a"}"#).await, app.patch(&path, "{}").await] {
+        gone.expect(404);
+    }
+    let item = app.post("/api/item", r#"{"name":"i"}"#).await.expect(201);
+    assert_eq!(item.header("location"), "/api/item/1");
+    assert_eq!(app.post("/api/item", r#"{"id":77,"name":"j"}"#).await.expect(201).header("location"), "/api/item/77");
+    app.post("/api/item", "{}").await.expect(201);
+    let uuid = app.post("/api/ref", r#"{"item_id":1}"#).await.expect(201).json()["data"]["id"].to_string();
+    assert_eq!(&uuid[15..16], "7", "a UUID of version 7: {uuid}");
+}
+
+#[tokio::test]
+async fn the_database_s_no_names_the_column() {
+    let world = World::new(SCHEMA).await;
+    let app = world.app(RESOURCES).await;
+    app.post("/api/person", r#"{"id":"p1","name":"Ann","email":"a@x"}"#).await.expect(201);
+    app.post("/api/item", r#"{"name":"i"}"#).await.expect(201);
+    app.post("/api/ref", r#"{"item_id":1}"#).await.expect(201);
+    for (body, status, column) in [
+        (r#"{"id":"p1","name":"Bob"}"#, 409, "id"),
+        (r#"{"name":"Bob","email":"a@x"}"#, 409, "email"),
+        (r#"{"email":"b@x"}"#, 422, "name"),
+        (r#"{"name":null}"#, 422, "name"),
+        (r#"{"name":"much too long"}"#, 422, "name"),
+        (r#"{"name":"Bob","age":"old"}"#, 422, "age"),
+        (r#"{"name":"Bob","age":-1}"#, 422, "age"),
+        (r#"{"name":"Bob","age":99999999999}"#, 422, "age"),
+        (r#"{"name":"Bob","team_id":99}"#, 422, "team_id"),
+        (r#"{"name":"B\u0000b"}"#, 422, "name"),
+        (r#"{"name":"Bob","shout":"x"}"#, 422, "shout"),
+        (r#"{"name":"Bob","colour":"x"}"#, 422, "colour"),
+        (r#"{"name":"Bob","tags":{"a":1}}"#, 422, "tags"),
+    ] {
+        let refused = app.post("/api/person", body).await.expect(status);
+        assert_eq!(refused.json()["columns"], json!([column]), "{body}: {refused:?}");
+        assert!(refused.json()["detail"].as_str().is_some_and(|detail| detail.contains(column)), "{refused:?}");
+        for secret in ["INSERT", "SELECT", "postgres://", "json_to_record"] {
+            assert!(!refused.text.contains(secret), "{refused:?}");
+        }
+    }
+    app.delete("/api/item/1").await.expect(409);
+    let changed = app.put("/api/person/p1", r#"{"id":"p2","name":"Ann"}"#).await.expect(422);
+    assert_eq!(changed.json()["columns"], json!(["id"]));
+    app.put("/api/person/p1", r#"{"id":"p1","name":"Ann"}"#).await.expect(200);
+    for (body, status) in [("{", 400), ("[]", 400), ("1", 400), ("{\"a\":1,\"a\":2}", 400), ("", 400), ("\u{feff}{}", 400)] {
+        app.post("/api/person", body).await.expect(status);
+    }
+    let plain = app.client.post(format!("{}/api/person", app.url)).body("{}").send().await.expect("it answers");
+    assert_eq!(plain.status(), 415);
+    app.post("/api/person", &format!(r#"{{"name":"{}"}}"#, "x".repeat(2 << 20))).await.expect(413);
+    let merge = app.ask(Method::PATCH, "/api/person/p1").header("content-type", "application/merge-patch+json; charset=utf-8");
+    merge.send().await.expect(400);
+    let refused = app.post("/api/frozen", "{}").await.expect(405);
+    assert_eq!(refused.header("allow"), "GET, HEAD");
+    assert_eq!(app.patch("/api/item/1", "{}").await.expect(405).header("allow"), "GET, HEAD, DELETE");
+}
+
+#[tokio::test]
+async fn if_match_guards_a_write() {
+    let world = World::new(SCHEMA).await;
+    let app = world.app(RESOURCES).await;
+    let created = app.post("/api/person", r#"{"id":"p1","name":"Ann"}"#).await.expect(201);
+    let first = created.header("etag").to_owned();
+    let guarded = |method: Method, tag: &str| {
+        let ask = app.ask(method, "/api/person/p1").header("if-match", tag);
+        async move { ask.json(r#"{"name":"Bob"}"#).send().await }
+    };
+    let second = guarded(Method::PATCH, &first).await.expect(200).header("etag").to_owned();
+    for method in [Method::PATCH, Method::PUT, Method::DELETE] {
+        guarded(method, &first).await.expect(412);
+    }
+    guarded(Method::PUT, &format!("W/{second}")).await.expect(412);
+    guarded(Method::PUT, "*").await.expect(200);
+    let current = app.get("/api/person/p1").await.header("etag").to_owned();
+    guarded(Method::DELETE, &format!("\"other\", {current}")).await.expect(204);
+    guarded(Method::DELETE, "*").await.expect(404);
+}
+
+#[tokio::test]
+async fn no_read_after_a_write_is_older_at_any_replica() {
+    let world = World::new(SCHEMA).await;
+    let (writer, reader) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
+    reader.get("/api/person/p1").await.expect(404);
+    reader.get("/api/person?team_id=1").await.expect(200);
+    writer.post("/api/person", r#"{"id":"p1","name":"Ann","team_id":1}"#).await.expect(201);
+    reader.get("/api/person/p1").await.expect(200);
+    let names = |reply: &crate::app::Reply| reply.json()["data"].as_array().map_or(0, Vec::len);
+    assert_eq!(names(&reader.get("/api/person?team_id=1").await), 1, "the list the row came into");
+    assert_eq!(names(&reader.get("/api/person?team_id=2").await), 0);
+    for turn in 0..20 {
+        writer.patch("/api/person/p1", &format!(r#"{{"age":{turn}}}"#)).await.expect(200);
+        for _ in 0..2 {
+            assert_eq!(reader.get("/api/person/p1").await.json()["data"]["age"], turn);
+            assert_eq!(reader.get("/api/person?team_id=1").await.json()["data"][0]["age"], turn);
+            assert_eq!(reader.get("/api/person?id=p1").await.json()["data"][0]["age"], turn);
+        }
+    }
+    writer.patch("/api/person/p1", r#"{"team_id":2}"#).await.expect(200);
+    assert_eq!(names(&reader.get("/api/person?team_id=1").await), 0, "the list it left");
+    assert_eq!(names(&reader.get("/api/person?team_id=2").await), 1, "the list it went to");
+    writer.delete("/api/person/p1").await.expect(204);
+    reader.get("/api/person/p1").await.expect(404);
+    assert_eq!(names(&reader.get("/api/person?team_id=2").await), 0);
+}
+
+#[tokio::test]
+async fn concurrent_readers_never_see_an_acknowledged_write_undone() {
+    let world = World::new(SCHEMA).await;
+    let apps = std::sync::Arc::new([world.app(RESOURCES).await, world.app(RESOURCES).await]);
+    apps[0].post("/api/person", r#"{"id":"p1","name":"Ann","age":0}"#).await.expect(201);
+    let acknowledged = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let readers: Vec<_> = (0..8)
+        .map(|index| {
+            let (apps, acknowledged) = (std::sync::Arc::clone(&apps), std::sync::Arc::clone(&acknowledged));
+            tokio::spawn(async move {
+                for _ in 0..150 {
+                    let before = acknowledged.load(std::sync::atomic::Ordering::SeqCst);
+                    let seen = apps[index % 2].get("/api/person/p1").await.expect(200).json();
+                    let age = seen["data"]["age"].as_i64().expect("it is a number");
+                    assert!(age >= before, "read {age} after {before} was acknowledged");
+                }
+            })
+        })
+        .collect();
+    for age in 1..=150_i64 {
+        let app = &apps[usize::try_from(age % 2).expect("0 or 1")];
+        app.patch("/api/person/p1", &format!(r#"{{"age":{age}}}"#)).await.expect(200);
+        acknowledged.store(age, std::sync::atomic::Ordering::SeqCst);
+    }
+    for reader in readers {
+        reader.await.expect("no reader saw an older row");
+    }
+}
