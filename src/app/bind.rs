@@ -29,7 +29,7 @@ pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
             }
         }
         before = said;
-        let ready = catalog.is_ready() && !catalog.resources.is_empty();
+        let ready = catalog.is_ready();
         front.catalog.store(Arc::new(catalog));
         if ready {
             front.health.look_again.notified().await;

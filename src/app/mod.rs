@@ -81,7 +81,7 @@ impl App {
         let server = &config.server;
         let front = Front {
             aside: Aside::new(cache, store, limits, metrics),
-            catalog: Arc::new(ArcSwap::from_pointee(Catalog::default())),
+            catalog: Arc::new(ArcSwap::from_pointee(Catalog::unseen(config.resources.keys()))),
             gate: Arc::new(Gate::new(config.access.clone())),
             settings: Arc::new(Settings {
                 request_timeout: server.request_timeout,

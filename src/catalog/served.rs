@@ -22,10 +22,16 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Whether everything that is declared can be served.
+    /// A catalog in which nothing was looked at yet.
+    pub fn unseen<'a>(names: impl Iterator<Item = &'a String>) -> Self {
+        let waiting = || State::Waiting(vec![Problem::fatal("not looked at yet")]);
+        Self { resources: names.map(|name| (name.clone(), waiting())).collect() }
+    }
+
+    /// Whether everything that is declared can be served; nothing at all is not ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.resources.values().all(|state| matches!(state, State::Ready(..)))
+        !self.resources.is_empty() && self.resources.values().all(|state| matches!(state, State::Ready(..)))
     }
 
     /// The name closest to one that is not there.

@@ -36,10 +36,9 @@ impl Gate {
             return Ok(Grant { access, scopes: None });
         };
         let bytes = header.as_bytes();
-        let Some((scheme, token)) = bytes.split_at_checked(7) else {
-            return Ok(Grant { access, scopes: None });
-        };
-        if !scheme.eq_ignore_ascii_case(b"bearer ") {
+        let end = bytes.iter().position(|byte| *byte == b' ').unwrap_or(bytes.len());
+        let (scheme, token) = bytes.split_at(end);
+        if !scheme.eq_ignore_ascii_case(b"bearer") {
             // Another scheme is somebody else's business: a proxy's, say.
             return Ok(Grant { access, scopes: None });
         }

@@ -77,6 +77,9 @@ impl Front {
             Some(State::Waiting(_)) => {
                 Err(Problem::unavailable(format!("{name} can't be served at the moment; /readyz?verbose says why")))
             }
+            None if catalog.resources.is_empty() => {
+                Err(Problem::unavailable("the database was not looked at yet; try again"))
+            }
             None => Err(Problem::not_found(match catalog.nearest(name) {
                 Some(near) => format!("there is no resource {name:?}; did you mean {near:?}?"),
                 None => format!("there is no resource {name:?}"),

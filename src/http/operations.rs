@@ -60,7 +60,15 @@ fn report(front: &Front) -> (bool, String) {
             format_args!("cache ({}): {error}; reads go to the database", front.aside.cache().engine()),
         ),
     }
-    for (name, state) in &front.catalog.load().resources {
+    let catalog = front.catalog.load();
+    if catalog.resources.is_empty() {
+        line(
+            false,
+            true,
+            format_args!("resources: the database has no table with a primary key, or was not looked at yet"),
+        );
+    }
+    for (name, state) in &catalog.resources {
         match state {
             State::Ready(_, problems) => {
                 line(true, true, format_args!("resource {name}: served"));

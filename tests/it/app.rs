@@ -133,7 +133,11 @@ impl App {
         loop {
             let found = app.log().lines().find_map(|line| {
                 let rest = line.split_once("listening on ")?.1;
-                Some(rest.split(|letter: char| !letter.is_ascii_digit() && !matches!(letter, '.' | ':')).next()?.to_owned())
+                Some(
+                    rest.split(|letter: char| !letter.is_ascii_digit() && !matches!(letter, '.' | ':'))
+                        .next()?
+                        .to_owned(),
+                )
             });
             if let Some(address) = found {
                 app.url = format!("http://{address}");
@@ -258,6 +262,16 @@ impl World {
     /// Runs SQL beside the service.
     pub async fn sql(&self, sql: &str) {
         self.database.client().await.batch_execute(sql).await.expect("the statement is sound");
+    }
+
+    /// Waits until a query gives true.
+    pub async fn until(&self, sql: &str) {
+        let client = self.database.client().await;
+        let started = Instant::now();
+        while !client.query_one(sql, &[]).await.expect("one row comes").get::<_, bool>(0) {
+            assert!(started.elapsed() < PATIENCE, "never true: {sql}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// One text out of the database.

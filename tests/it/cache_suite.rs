@@ -1,0 +1,328 @@
+//! One contract for every cache adapter: the same states, the same verdicts.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use cache_aside::cache::entry::{self, Fence};
+use cache_aside::cache::memory::MemoryCache;
+use cache_aside::cache::redis::RedisCache;
+use cache_aside::cache::{AnyCache, Cache, CacheError, Fill, Filled, Lease, Lookup, Place, Ticket};
+use cache_aside::config::{Config, Env};
+
+use crate::app::PATIENCE;
+use crate::servers::Redis;
+
+const LOCK: Duration = Duration::from_secs(30);
+
+fn place(key: &str) -> Place<'_> {
+    Place { key, resource: "fruit", shape: 1 }
+}
+
+fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
+    let payload = Bytes::from_static(text.as_bytes());
+    Fill { etag: entry::etag(&payload), payload, negative: false, truncated: false, ttl, grace }
+}
+
+fn lasting(text: &'static str) -> Fill {
+    value(text, Duration::from_secs(60), Duration::ZERO)
+}
+
+async fn lease(cache: &AnyCache, key: &str) -> Lease {
+    cache.lease(&[place(key)], LOCK).await.expect("it answers").remove(0)
+}
+
+async fn ticket(cache: &AnyCache, key: &str) -> Ticket {
+    match lease(cache, key).await {
+        Lease::Fill { ticket, .. } => ticket,
+        other => panic!("{key}: {other:?}"),
+    }
+}
+
+async fn fill(cache: &AnyCache, key: &str, ticket: Ticket, fill: Fill) -> Filled {
+    cache.fill(&[(place(key), ticket, fill)]).await.expect("it answers").remove(0)
+}
+
+async fn read(cache: &AnyCache, key: &str) -> Lookup {
+    cache.read(place(key)).await.expect("it answers")
+}
+
+async fn payload(cache: &AnyCache, key: &str) -> String {
+    match read(cache, key).await {
+        Lookup::Fresh(entry) => String::from_utf8(entry.payload.to_vec()).expect("it is text"),
+        other => panic!("{key}: {other:?}"),
+    }
+}
+
+/// Waits for what a lookup says, never for a time.
+async fn until(cache: &AnyCache, key: &str, what: impl Fn(&Lookup) -> bool) {
+    let started = std::time::Instant::now();
+    while !what(&read(cache, key).await) {
+        assert!(started.elapsed() < PATIENCE, "{key} never became so");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Everything that the heart relies on. `other` is a second handle on the same memory.
+async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
+    let key = |name: &str| format!("{prefix}{name}");
+
+    let filled = key("filled");
+    assert_eq!(read(cache, &filled).await, Lookup::Absent);
+    let first = ticket(cache, &filled).await;
+    assert_eq!(read(cache, &filled).await, Lookup::Pending);
+    assert_eq!(lease(other, &filled).await, Lease::Wait { stale: None }, "one filler at a time");
+    assert_eq!(fill(cache, &filled, first, lasting("{}")).await, Filled::Stored);
+    assert_eq!(payload(other, &filled).await, "{}");
+    assert!(matches!(lease(other, &filled).await, Lease::Hit(_)));
+    assert_eq!(fill(cache, &filled, first, lasting("late twin")).await, Filled::Fenced);
+    assert_eq!(payload(cache, &filled).await, "{}");
+
+    let gone = key("gone");
+    let before = ticket(cache, &gone).await;
+    other.invalidate(&[&gone]).await.expect("it answers");
+    assert_eq!(fill(cache, &gone, before, lasting("old")).await, Filled::Gone, "an invalidation destroys the fence");
+    assert_eq!(read(cache, &gone).await, Lookup::Absent);
+
+    let fenced = key("fenced");
+    let before = ticket(cache, &fenced).await;
+    other.invalidate(&[&fenced]).await.expect("it answers");
+    let after = ticket(other, &fenced).await;
+    assert_ne!(before.fence, after.fence, "never the same fence twice");
+    assert_eq!(fill(cache, &fenced, before, lasting("old")).await, Filled::Fenced);
+    assert_eq!(fill(other, &fenced, after, lasting("new")).await, Filled::Stored);
+    assert_eq!(payload(cache, &fenced).await, "new");
+    cache.invalidate(&[&fenced]).await.expect("it answers");
+    cache.invalidate(&[&fenced, &key("never there")]).await.expect("idempotent");
+    assert_eq!(read(cache, &fenced).await, Lookup::Absent);
+
+    let forged = key("forged");
+    ticket(cache, &forged).await;
+    let forger = Ticket { fence: Fence([7; 16]), tag: 0 };
+    assert_eq!(fill(cache, &forged, forger, lasting("x")).await, Filled::Fenced);
+    cache.release(&[(place(&forged), forger)]).await.expect("it answers");
+    assert_eq!(read(cache, &forged).await, Lookup::Pending, "only the holder gives a lease back");
+
+    let released = key("released");
+    let held = ticket(cache, &released).await;
+    cache.release(&[(place(&released), held)]).await.expect("it answers");
+    assert_eq!(read(cache, &released).await, Lookup::Absent);
+    assert_eq!(fill(cache, &released, held, lasting("x")).await, Filled::Gone);
+
+    let lapsed = key("lapsed");
+    let short = cache.lease(&[place(&lapsed)], Duration::from_millis(30)).await.expect("it answers").remove(0);
+    let Lease::Fill { ticket: short, .. } = short else { panic!("{short:?}") };
+    until(cache, &lapsed, |lookup| *lookup == Lookup::Absent).await;
+    assert_eq!(fill(cache, &lapsed, short, lasting("x")).await, Filled::Gone, "a lock ends by itself");
+
+    let renewed = key("renewed");
+    let short = cache.lease(&[place(&renewed)], Duration::from_millis(200)).await.expect("it answers").remove(0);
+    let Lease::Fill { ticket: short, .. } = short else { panic!("{short:?}") };
+    cache.renew(&[(place(&renewed), short)], LOCK).await.expect("it answers");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(fill(cache, &renewed, short, lasting("slow")).await, Filled::Stored, "a live filler keeps it");
+
+    soft(cache, other, &key("soft")).await;
+    shapes(cache, &key("shape")).await;
+
+    let many: Vec<String> = (0..50).map(|index| key(&format!("many{index}"))).collect();
+    let places: Vec<Place<'_>> = many.iter().map(|key| place(key)).collect();
+    let leases = other.lease(&places, LOCK).await.expect("it answers");
+    let fills: Vec<_> = places
+        .iter()
+        .zip(leases)
+        .map(|(place, lease)| match lease {
+            Lease::Fill { ticket, .. } => (*place, ticket, lasting("many")),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(other.fill(&fills).await.expect("it answers").iter().all(|filled| *filled == Filled::Stored));
+    let lookups = cache.read_many(&places).await.expect("it answers");
+    assert!(lookups.iter().all(|lookup| matches!(lookup, Lookup::Fresh(_))));
+
+    let kept = Place { key: &key("kept"), resource: "users", shape: 1 };
+    let Lease::Fill { ticket: held, .. } = cache.lease(&[kept], LOCK).await.expect("it answers").remove(0) else {
+        panic!("it is new")
+    };
+    cache.fill(&[(kept, held, lasting("kept"))]).await.expect("it answers");
+    cache.purge("fruit").await.expect("it answers");
+    let started = std::time::Instant::now();
+    loop {
+        // While it learns of the new generation it may refuse to answer, but never answer with what was purged.
+        match (cache.read(place(&filled)).await, cache.read(kept).await) {
+            (Ok(purged), Ok(Lookup::Fresh(_))) => {
+                assert_eq!(purged, Lookup::Absent);
+                break;
+            }
+            (Ok(Lookup::Fresh(_)), _) => panic!("a purged entry was served"),
+            (_, Ok(other)) => panic!("another resource lost its entry: {other:?}"),
+            (_, Err(error)) => assert_eq!(error, CacheError::Untrusted),
+        }
+        assert!(started.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An entry past its TTL: one refreshes it, others see it, and an invalidation takes it all the same.
+async fn soft(cache: &AnyCache, other: &AnyCache, key: &str) {
+    let held = ticket(cache, key).await;
+    fill(cache, key, held, value("old", Duration::from_millis(1), Duration::from_secs(60))).await;
+    until(cache, key, |lookup| matches!(lookup, Lookup::Soft(_))).await;
+    let Lease::Fill { ticket: refresh, stale: Some(stale) } = lease(cache, key).await else { panic!("it is soft") };
+    assert_eq!(stale.payload, "old");
+    assert!(stale.ttl_ms <= 0, "{stale:?}");
+    assert!(matches!(lease(other, key).await, Lease::Wait { stale: Some(_) }), "one refresher at a time");
+    assert!(matches!(read(other, key).await, Lookup::Soft(_)), "the old value stays meanwhile");
+    cache.renew(&[(place(key), refresh)], LOCK).await.expect("it answers");
+    assert_eq!(fill(cache, key, refresh, lasting("new")).await, Filled::Stored);
+    assert_eq!(payload(other, key).await, "new");
+
+    let again = format!("{key}2");
+    let held = ticket(cache, &again).await;
+    fill(cache, &again, held, value("old", Duration::from_millis(1), Duration::from_secs(60))).await;
+    until(cache, &again, |lookup| matches!(lookup, Lookup::Soft(_))).await;
+    let refresh = ticket(cache, &again).await;
+    cache.release(&[(place(&again), refresh)]).await.expect("it answers");
+    assert!(matches!(read(cache, &again).await, Lookup::Soft(_)), "a refresh given back leaves the value");
+    let refresh = ticket(other, &again).await;
+    cache.invalidate(&[&again]).await.expect("it answers");
+    assert_eq!(fill(other, &again, refresh, lasting("late")).await, Filled::Gone);
+}
+
+/// Entries of another shape are as good as absent.
+async fn shapes(cache: &AnyCache, key: &str) {
+    let held = ticket(cache, key).await;
+    fill(cache, key, held, lasting("{}")).await;
+    let reshaped = Place { shape: 2, ..place(key) };
+    assert_eq!(cache.read(reshaped).await, Ok(Lookup::Absent));
+    let inspected = cache.inspect(reshaped).await.expect("it answers");
+    assert_eq!(inspected.state, "unusable");
+    assert_eq!(cache.inspect(place(key)).await.expect("it answers").state, "valid");
+}
+
+fn config(yaml: &str) -> cache_aside::config::Cache {
+    let text = format!("database: {{ url: \"sqlite::memory:\" }}\nresources: {{ a: {{}} }}\n{yaml}");
+    Config::from_yaml(&text, "test", &Env::default()).expect("it is sound").cache
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract() {
+    let cache = AnyCache::Memory(MemoryCache::new(1 << 20, 1 << 16));
+    contract(&cache, &cache.attach(), "").await;
+}
+
+#[tokio::test]
+async fn memory_is_bounded_in_bytes() {
+    let memory = MemoryCache::new(1 << 20, 1 << 16);
+    let cache = AnyCache::Memory(memory.clone());
+    let text: &'static str = Box::leak("x".repeat(10_000).into_boxed_str());
+    for index in 0..1_000 {
+        let key = format!("k{index}");
+        let held = ticket(&cache, &key).await;
+        fill(&cache, &key, held, lasting(text)).await;
+    }
+    assert!(memory.bytes() <= 1 << 20, "{}", memory.bytes());
+    let large: &'static str = Box::leak("x".repeat(60_000).into_boxed_str());
+    let held = ticket(&cache, "large").await;
+    fill(&cache, "large", held, lasting(large)).await;
+    assert_eq!(payload(&cache, "large").await.len(), 60_000, "the largest entry still fits");
+}
+
+async fn connected(redis: &Redis, prefix: &str) -> AnyCache {
+    let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s }}", redis.url());
+    let cache = AnyCache::Redis(RedisCache::new(&config(&yaml)).expect("the URL is sound"));
+    trusted(&cache).await;
+    cache
+}
+
+async fn trusted(cache: &AnyCache) {
+    let started = std::time::Instant::now();
+    while cache.health().is_err() {
+        assert!(started.elapsed() < PATIENCE, "never connected");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn redis_keeps_the_contract() {
+    let redis = Redis::start().await;
+    let cache = connected(&redis, "p:").await;
+    let other = cache.attach();
+    trusted(&other).await;
+    contract(&cache, &other, "p:").await;
+}
+
+#[tokio::test]
+async fn redis_forgets_its_scripts_and_its_data_without_harm() {
+    let redis = Redis::start().await;
+    let cache = connected(&redis, "p:").await;
+    let client = redis::Client::open(redis.url()).expect("the URL is sound");
+    let mut beside = client.get_multiplexed_async_connection().await.expect("it answers");
+    let held = ticket(&cache, "p:a").await;
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut beside).await.expect("it answers");
+    assert_eq!(fill(&cache, "p:a", held, lasting("{}")).await, Filled::Stored);
+    let held = ticket(&cache, "p:b").await;
+    redis::cmd("FLUSHALL").exec_async(&mut beside).await.expect("it answers");
+    assert_eq!(fill(&cache, "p:b", held, lasting("{}")).await, Filled::Gone);
+    // With the control key gone the generations are unknown: a new epoch, and nothing older counts.
+    let started = std::time::Instant::now();
+    loop {
+        if let Ok(lookup) = cache.read(place("p:a")).await {
+            assert_eq!(lookup, Lookup::Absent);
+            if cache.health().is_ok()
+                && redis::cmd("EXISTS").arg("p:cache-aside:control").query_async(&mut beside).await == Ok(1)
+            {
+                break;
+            }
+        }
+        assert!(started.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn foreign_bytes_under_a_key_are_absent_and_replaced() {
+    let redis = Redis::start().await;
+    let cache = connected(&redis, "").await;
+    let client = redis::Client::open(redis.url()).expect("the URL is sound");
+    let mut beside = client.get_multiplexed_async_connection().await.expect("it answers");
+    let held = ticket(&cache, "mine").await;
+    fill(&cache, "mine", held, lasting("mine")).await;
+    for (key, bytes) in [("empty", vec![]), ("text", b"{\"id\":1}".to_vec()), ("noise", vec![0xC3; 200])] {
+        redis::cmd("SET").arg(key).arg(bytes).exec_async(&mut beside).await.expect("it answers");
+    }
+    // A whole entry, but another key's: what a reply that went astray would look like.
+    redis::cmd("COPY").arg("mine").arg("theirs").exec_async(&mut beside).await.expect("it answers");
+    for key in ["empty", "text", "noise", "theirs"] {
+        assert_eq!(read(&cache, key).await, Lookup::Absent, "{key}");
+        let held = ticket(&cache, key).await;
+        assert_eq!(fill(&cache, key, held, lasting("{}")).await, Filled::Stored, "{key}");
+    }
+    redis::cmd("RPUSH").arg("list").arg("x").exec_async(&mut beside).await.expect("it answers");
+    assert_eq!(cache.read(place("list")).await, Err(CacheError::Refused), "no string at all");
+    cache.invalidate(&["list"]).await.expect("it answers");
+    assert_eq!(read(&cache, "list").await, Lookup::Absent);
+}
+
+#[tokio::test]
+async fn a_redis_that_is_full_refuses_fills_and_takes_invalidations() {
+    let redis = Redis::start_with(&["--maxmemory", "4mb", "--maxmemory-policy", "noeviction"]).await;
+    let cache = connected(&redis, "").await;
+    let held = ticket(&cache, "a").await;
+    fill(&cache, "a", held, lasting("{}")).await;
+    let late = ticket(&cache, "late").await;
+    let client = redis::Client::open(redis.url()).expect("the URL is sound");
+    let mut beside = client.get_multiplexed_async_connection().await.expect("it answers");
+    // Full is not a line but a shore: the server's own buffers come and go.
+    let mut index = 0;
+    while cache.lease(&[place(&format!("b{index}"))], LOCK).await != Err(CacheError::Refused) {
+        let mut set = redis::cmd("SET");
+        // It fails once the server is full, which is what is wanted.
+        let _ = set.arg(format!("ballast{index}")).arg(vec![0_u8; 4096]).exec_async(&mut beside).await;
+        index += 1;
+        assert!(index < 20_000, "it never filled up");
+    }
+    let large: &'static str = Box::leak("x".repeat(100_000).into_boxed_str());
+    assert_eq!(cache.fill(&[(place("late"), late, lasting(large))]).await, Err(CacheError::Refused));
+    cache.invalidate(&["a"]).await.expect("deleting needs no memory");
+    assert_eq!(read(&cache, "a").await, Lookup::Absent);
+}

@@ -18,8 +18,14 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 #[test]
 fn a_configuration_that_does_not_parse_exits_with_2_and_names_file_line_and_key() {
     for (text, says) in [
-        ("database: { url: \"sqlite::memory:\" }\nresources:\n  fruit:\n    tttl: 10s\n", ":4: resources.fruit.tttl: unknown key; did you mean \"ttl\"?"),
-        ("database: { url: \"sqlite::memory:\" }\nresources:\n  fruit:\n    ttl: 10\n", ":4: resources.fruit.ttl: \"10\" lacks a unit"),
+        (
+            "database: { url: \"sqlite::memory:\" }\nresources:\n  fruit:\n    tttl: 10s\n",
+            ":4: resources.fruit.tttl: unknown key; did you mean \"ttl\"?",
+        ),
+        (
+            "database: { url: \"sqlite::memory:\" }\nresources:\n  fruit:\n    ttl: 10\n",
+            ":4: resources.fruit.ttl: \"10\" lacks a unit",
+        ),
         ("databse: {}\n", ":1: databse: unknown key; did you mean \"database\"?"),
         ("resources: { fruit: {} }\n", "database.url: is missing"),
         ("a: [\n", "no valid YAML"),
@@ -56,7 +62,11 @@ async fn check_holds_the_configuration_against_the_database_and_the_cache() {
     let output = run(&["check", "--config", good.path().to_str().expect("it is text")], &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    for line in ["ok       database: postgresql", "ok       resource item: table item, key (id), 2 columns", "ok       cache: Redis"] {
+    for line in [
+        "ok       database: postgresql",
+        "ok       resource item: table item, key (id), 2 columns",
+        "ok       cache: Redis",
+    ] {
         assert!(said.contains(line), "{line}: {said}");
     }
     let bad = file(&world.config(

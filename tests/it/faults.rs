@@ -3,6 +3,8 @@
 //! It runs on a thread and a clock of its own, so every fault has happened when its call returns, whatever runtime the
 //! test has. It knows nothing of the bytes it carries; servers that crash or freeze are in `servers`.
 #![allow(dead_code, reason = "which faults are in use depends on the stories, and a harness is read as a whole")]
+#![expect(clippy::expect_used, reason = "a test without its proxy ends here, and says why")]
+#![expect(unreachable_pub, reason = "one binary: `pub` says what is meant for the stories")]
 
 use std::{
     future::{pending, poll_fn},

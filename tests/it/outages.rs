@@ -38,7 +38,8 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     let id = 1 + (reader * 13 + u32::try_from(count % 100).unwrap_or(0)) % 100;
                     let started = Instant::now();
-                    let status = client.get(format!("{url}/api/item/{id}")).send().await.map(|reply| reply.status().as_u16());
+                    let status =
+                        client.get(format!("{url}/api/item/{id}")).send().await.map(|reply| reply.status().as_u16());
                     if !matches!(status, Ok(200)) {
                         bad.fetch_add(1, Ordering::Relaxed);
                     }
@@ -233,7 +234,9 @@ async fn past_a_full_queue_requests_are_refused_at_once() {
          CREATE VIEW slow_item AS SELECT id, slow() AS waited FROM item;",
     )
     .await;
-    let config = world.config("resources: { slow_item: { key: id } }").replace("database: {", "database: { pool_size: 2, queue: 3,");
+    let config = world
+        .config("resources: { slow_item: { key: id } }")
+        .replace("database: {", "database: { pool_size: 2, queue: 3,");
     let app = App::start(&config).await;
     let reads: Vec<_> = (1..=20)
         .map(|id| {

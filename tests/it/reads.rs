@@ -175,7 +175,8 @@ async fn a_declared_list_is_ordered_limited_and_cached() {
 
 #[tokio::test]
 async fn headers_tell_how_an_answer_came() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'a');").await;
+    let world =
+        World::new("CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'a');").await;
     let app = world.app("resources: { item: { ttl: 10s, ttl_jitter: 0, negative_ttl: 1h } }").await;
     let only = |path: &'static str| app.ask(Method::GET, path).header("cache-control", "only-if-cached").send();
     only("/api/item/1").await.expect(504);
@@ -225,7 +226,7 @@ async fn headers_tell_how_an_answer_came() {
 #[tokio::test]
 async fn entries_end_with_their_ttl_and_not_found_with_its_own() {
     let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
-    let app = world.app("resources: { item: { ttl: 300ms, negative_ttl: 200ms } }").await;
+    let app = world.app("resources: { item: { ttl: 2s, negative_ttl: 300ms } }").await;
     app.get("/api/item/1").await.expect(200);
     app.get("/api/item/2").await.expect(404);
     assert_eq!(app.get("/api/item/1").await.source(), "cache");
@@ -238,7 +239,8 @@ async fn entries_end_with_their_ttl_and_not_found_with_its_own() {
 
 #[tokio::test]
 async fn dropped_entries_are_gone_and_a_dropped_resource_whole() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 9);").await;
+    let world =
+        World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 9);").await;
     let resources = "resources: { item: {} }";
     let (app, other) = (world.app(resources).await, world.app(resources).await);
     for id in 1..=9 {
@@ -255,7 +257,9 @@ async fn dropped_entries_are_gone_and_a_dropped_resource_whole() {
 
 #[tokio::test]
 async fn large_rows_are_served_and_not_cached() {
-    let world = World::new("CREATE TABLE doc (id int PRIMARY KEY, body text); INSERT INTO doc VALUES (1, repeat('x', 5000));").await;
+    let world =
+        World::new("CREATE TABLE doc (id int PRIMARY KEY, body text); INSERT INTO doc VALUES (1, repeat('x', 5000));")
+            .await;
     let config = world.config("resources: { doc: {} }").replace("key_prefix:", "max_entry: 4KiB, key_prefix:");
     let app = crate::app::App::start(&config).await;
     for _ in 0..2 {
@@ -277,7 +281,8 @@ async fn a_view_is_served_by_the_key_that_is_declared() {
 
 #[tokio::test]
 async fn a_table_that_changes_under_the_service_is_looked_at_anew() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY, a int, b int); INSERT INTO item VALUES (1, 2, 3);").await;
+    let world =
+        World::new("CREATE TABLE item (id int PRIMARY KEY, a int, b int); INSERT INTO item VALUES (1, 2, 3);").await;
     let app = world.app("resources: { item: {} }").await;
     assert_eq!(app.get("/api/item/1").await.data(), r#"{"id":1,"a":2,"b":3}"#);
     world.sql("ALTER TABLE item DROP COLUMN a; ALTER TABLE item ADD COLUMN c text DEFAULT 'c'").await;

@@ -55,13 +55,47 @@ async fn arbitrary_bytes_get_a_4xx() {
     let app = App::start(&world.config(RESOURCES)).await;
     let mut random = fastrand::Rng::with_seed(7);
     let odd: [&[u8]; 26] = [
-        b"", b"%", b"%0", b"%00", b"%FF", b"%C3%28", b"%2F", b"%2e%2e", b"..", b",", b",,", b"'", b"%27%20OR%201=1--", b"\\",
-        b"%5C%5C", b"{}", b"$1", b"99999999999999999999", b"-0", b"%F0%9F%A6%80", b"a=b", b"null", b"%0d%0aX:y", b"+", b"~", b";",
+        b"",
+        b"%",
+        b"%0",
+        b"%00",
+        b"%FF",
+        b"%C3%28",
+        b"%2F",
+        b"%2e%2e",
+        b"..",
+        b",",
+        b",,",
+        b"'",
+        b"%27%20OR%201=1--",
+        b"\\",
+        b"%5C%5C",
+        b"{}",
+        b"$1",
+        b"99999999999999999999",
+        b"-0",
+        b"%F0%9F%A6%80",
+        b"a=b",
+        b"null",
+        b"%0d%0aX:y",
+        b"+",
+        b"~",
+        b";",
     ];
     let mut requests = Vec::new();
     for part in odd {
         for method in [&b"GET"[..], b"HEAD", b"PUT", b"DELETE", b"PATCH", b"POST", b"TRACE", b"BREW", b"OPTIONS"] {
-            for before in [&b"/api/item/"[..], b"/api/line/", b"/api/loose/", b"/api/", b"/api/item?id=", b"/api/item?name=", b"/api/line?key=", b"/admin/cache/item/", b"/admin/"] {
+            for before in [
+                &b"/api/item/"[..],
+                b"/api/line/",
+                b"/api/loose/",
+                b"/api/",
+                b"/api/item?id=",
+                b"/api/item?name=",
+                b"/api/line?key=",
+                b"/admin/cache/item/",
+                b"/admin/",
+            ] {
                 let path = [before, part].concat();
                 requests.push(request(method, &path, b"Content-Type: application/json\r\n", b"{\"name\":1}"));
             }
@@ -71,7 +105,12 @@ async fn arbitrary_bytes_get_a_4xx() {
         let noise: Vec<u8> = (0..random.usize(0..60)).map(|_| random.u8(..)).collect();
         requests.push(request(b"GET", &[b"/api/item/", noise.as_slice()].concat(), b"", b""));
         requests.push(request(b"GET", &[b"/api/item?", noise.as_slice()].concat(), b"", b""));
-        requests.push(request(b"GET", b"/api/item/1", &[b"Authorization: Bearer ", noise.as_slice(), b"\r\n"].concat(), b""));
+        requests.push(request(
+            b"GET",
+            b"/api/item/1",
+            &[b"Authorization: Bearer ", noise.as_slice(), b"\r\n"].concat(),
+            b"",
+        ));
         requests.push(request(b"GET", b"/api/item/1", &[b"If-None-Match: ", noise.as_slice(), b"\r\n"].concat(), b""));
         requests.push(request(b"GET", b"/api/item/1", &[b"X-Request-Id: ", noise.as_slice(), b"\r\n"].concat(), b""));
         requests.push(request(b"POST", b"/api/item", b"Content-Type: application/json\r\n", &noise));

@@ -4,6 +4,8 @@
 //! with `shared()`. Nothing is left behind either, even if the test process is killed: everything lives in one folder
 //! per process, and a shell that outlives us ends what is left in it. Broken networks are in `faults`, not here.
 #![allow(dead_code, reason = "which controls are in use depends on the stories, and a harness is read as a whole")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test without its servers ends here, and says why")]
+#![expect(unreachable_pub, reason = "one binary: `pub` says what is meant for the stories")]
 
 use std::{
     env,

@@ -66,9 +66,7 @@ async fn a_request_that_was_accepted_is_answered_after_sigterm() {
     let mut app = world.app("resources: { slow_item: { key: id } }").await;
     let (client, url) = (app.client.clone(), format!("{}/api/slow_item/1", app.url));
     let read = tokio::spawn(async move { client.get(url).send().await.expect("it answers").status().as_u16() });
-    while world.text("SELECT is_called::text FROM begun").await == "false" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    world.until("SELECT is_called FROM begun").await;
     app.signal("TERM");
     assert_eq!(read.await.expect("the reader is there"), 200);
     assert_eq!(app.ended().await.code(), Some(0));

@@ -1,7 +1,5 @@
 //! Many readers of one cold key, and fillers that pause or die: one query, and nothing stale.
 
-use std::time::Duration;
-
 use crate::app::{App, World};
 
 /// Each evaluation of a row takes 200 ms and is counted.
@@ -14,8 +12,7 @@ const SCHEMA: &str = "
     CREATE VIEW slow_item AS SELECT id, name, slow(200) AS waited FROM item;
     CREATE VIEW slower_item AS SELECT id, name, slow(1200) AS waited FROM item;";
 
-const RESOURCES: &str =
-    "resources: { slow_item: { key: id }, slower_item: { key: id }, item: { write: [update] } }";
+const RESOURCES: &str = "resources: { slow_item: { key: id }, slower_item: { key: id }, item: { write: [update] } }";
 
 async fn evaluations(world: &World) -> i64 {
     let client = world.database.client().await;
@@ -60,9 +57,7 @@ async fn load_under_way(world: &World, app: &App, path: &str) -> tokio::task::Jo
     let before = evaluations(world).await;
     let (client, url) = (app.client.clone(), format!("{}{path}", app.url));
     let read = tokio::spawn(async move { crate::app::reply(client.get(url).send().await.expect("it answers")).await });
-    while evaluations(world).await == before {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    world.until(&format!("SELECT last_value - (NOT is_called)::int > {before} FROM evaluations")).await;
     read
 }
 
@@ -117,9 +112,7 @@ async fn a_filler_that_dies_delays_others_by_its_lock_alone() {
     let url = format!("{}/api/slower_item/10", dying.url);
     let client = dying.client.clone();
     let read = tokio::spawn(async move { client.get(url).send().await.is_err() });
-    while evaluations(&world).await == before {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    world.until(&format!("SELECT last_value - (NOT is_called)::int > {before} FROM evaluations")).await;
     dying.signal("KILL");
     dying.ended().await;
     assert!(read.await.expect("the reader is there"), "its own reader is cut off");

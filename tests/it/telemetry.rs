@@ -4,7 +4,8 @@ use crate::app::{App, World};
 
 #[tokio::test]
 async fn metrics_tell_hits_from_misses_and_name_no_key() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 9);").await;
+    let world =
+        World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 9);").await;
     let app = world.app("resources: { item: { write: [delete] } }").await;
     let before = app.get("/metrics").await.expect(200);
     assert!(before.header("content-type").starts_with("text/plain; version=0.0.4"), "{before:?}");
@@ -68,7 +69,8 @@ async fn management_has_a_port_of_its_own_where_one_is_given() {
 #[tokio::test]
 async fn the_log_is_json_and_holds_no_password() {
     let world = World::new("CREATE TABLE item (id int PRIMARY KEY);").await;
-    let config = world.config("resources: { item: {} }").replace("postgres://postgres@", "postgres://postgres:hunter2@");
+    let config =
+        world.config("resources: { item: {} }").replace("postgres://postgres@", "postgres://postgres:hunter2@");
     let app = App::start(&config).await;
     assert!(app.log().lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{}", app.log());
     assert!(app.log().contains("starting") && !app.log().contains("hunter2"), "{}", app.log());

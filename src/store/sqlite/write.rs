@@ -29,7 +29,9 @@ fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Write) -> 
     }
     let Some(body) = body else {
         let sql = format!("DELETE FROM {} WHERE {}", quote(&resource.table.name), by_key(resource));
-        transaction.execute(&sql, params_from_iter(key_values(resource, key))).map_err(|error| refused(error, true))?;
+        transaction
+            .execute(&sql, params_from_iter(key_values(resource, key)))
+            .map_err(|error| refused(error, resource, true))?;
         return Ok(Written { row: None, key: key.clone(), lists: before.lists });
     };
     let after = update(transaction, resource, key, body, matches!(write, Write::Merge { .. }))?;
@@ -67,7 +69,7 @@ fn create(transaction: &Transaction<'_>, resource: &Resource, body: &Body) -> Re
     };
     let found = transaction
         .query_row(&sql, params_from_iter(values), |row| read_row(resource, row))
-        .map_err(|error| refused(error, false))?;
+        .map_err(|error| refused(error, resource, false))?;
     Ok(Written { row: Some(found.json), key: Key::from_database(found.key), lists: found.lists })
 }
 
@@ -109,7 +111,7 @@ fn update(
     );
     transaction
         .query_row(&sql, params_from_iter(values), |row| read_row(resource, row))
-        .map_err(|error| refused(error, false))
+        .map_err(|error| refused(error, resource, false))
 }
 
 fn merged(
@@ -139,12 +141,19 @@ fn default(transaction: &Transaction<'_>, resource: &Resource, column: &Column) 
 
 impl From<rusqlite::Error> for WriteError {
     fn from(error: rusqlite::Error) -> Self {
-        refused(error, false)
+        StoreError::from(error).into()
     }
 }
 
+/// The columns that a check without a name, whose text is all that SQLite tells, speaks of.
+fn mentioned(check: &str, resource: &Resource) -> Vec<String> {
+    let words: Vec<&str> = check.split(|letter: char| !letter.is_alphanumeric() && letter != '_').collect();
+    let names = resource.shown_columns().map(|column| column.name.clone());
+    names.filter(|name| words.contains(&name.as_str())).collect()
+}
+
 /// Turns SQLite's refusal into columns and words.
-fn refused(error: rusqlite::Error, deleting: bool) -> WriteError {
+fn refused(error: rusqlite::Error, resource: &Resource, deleting: bool) -> WriteError {
     let rusqlite::Error::SqliteFailure(code, Some(message)) = &error else {
         return StoreError::from(error).into();
     };
@@ -163,9 +172,10 @@ fn refused(error: rusqlite::Error, deleting: bool) -> WriteError {
         ffi::SQLITE_CONSTRAINT_FOREIGNKEY => {
             WriteError::Violation { columns: vec![], detail: "there is no row that it refers to".into() }
         }
-        ffi::SQLITE_CONSTRAINT_CHECK => {
-            WriteError::Violation { columns: vec![], detail: format!("the value breaks the check {named:?}") }
-        }
+        ffi::SQLITE_CONSTRAINT_CHECK => WriteError::Violation {
+            columns: mentioned(named, resource),
+            detail: format!("the value breaks the check {named:?}"),
+        },
         ffi::SQLITE_CONSTRAINT_DATATYPE | ffi::SQLITE_MISMATCH => {
             let column = message.rsplit_once('.').map(|(_, column)| column.to_owned());
             let detail = "the value is not one that the column's type allows".into();
