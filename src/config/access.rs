@@ -1,8 +1,10 @@
 //! `access:` who may do what.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
 use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize};
+
+use super::forms;
 
 /// Who may do what.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -45,7 +47,7 @@ impl Access {
 }
 
 /// Who may do something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLevel {
     /// Everybody.
@@ -53,7 +55,7 @@ pub enum AccessLevel {
     /// Who brings a token with the scope.
     Token,
     /// Nobody. Tools that read YAML 1.1 write `off` as `false`.
-    #[serde(alias = "false")]
+    #[serde(alias = "false", alias = "False", alias = "FALSE")]
     Off,
 }
 
@@ -77,10 +79,10 @@ pub enum Scope {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
-    /// Who has it, for the log.
+    /// Who has it, for the log; each name once.
     pub name: String,
     /// The SHA-256 of the token, as 64 hexadecimal digits: `printf %s "$TOKEN" | sha256sum`.
-    #[schemars(with = "String")]
+    #[schemars(with = "forms::Digest")]
     pub sha256: Digest,
     /// What it allows.
     pub scopes: Vec<Scope>,

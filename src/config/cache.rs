@@ -6,30 +6,32 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{SecretUrl, units};
+use super::{SecretUrl, forms, units};
 
 /// The cache.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
     /// `redis://`, `rediss://`, `valkey://`, `valkeys://` or `memory:` (in this process alone). Also `CACHE_URL` or
-    /// `REDIS_URL`, or composed of `CACHE_ENGINE CACHE_HOST CACHE_PORT`. Default `memory:`.
+    /// `REDIS_URL`, or composed of `CACHE_ENGINE CACHE_HOST CACHE_PORT`. Default `memory:`, where none of these says
+    /// otherwise.
+    #[schemars(extend("default" = "memory:"))]
     pub url: SecretUrl,
     /// Stands before every key, for a server that several services share. Default: nothing.
     pub key_prefix: String,
-    /// The most that one cache operation may take; past it the read goes to the database. Default `100ms`.
-    #[serde(deserialize_with = "units::duration")]
-    #[schemars(with = "String")]
+    /// The most that one cache operation may take, more than 0; past it the read goes to the database. Default `100ms`.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "forms::Duration")]
     pub timeout: Duration,
-    /// Larger entries are served and not cached. Default `1MiB`.
-    #[serde(deserialize_with = "units::size")]
-    #[schemars(with = "String")]
+    /// Larger entries are served and not cached; at least 1 byte. Default `1MiB`.
+    #[serde(with = "units::size")]
+    #[schemars(with = "forms::Size")]
     pub max_entry: usize,
     /// The in-process tier, and the size of a `memory:` cache.
     pub local: Local,
-    /// Certificates (PEM) to trust instead of the system's. Default: none.
-    #[serde(deserialize_with = "units::some_path")]
-    #[schemars(with = "String")]
+    /// A file of certificates (PEM) to trust instead of the system's. Default: none.
+    #[serde(deserialize_with = "units::some_text")]
+    #[schemars(with = "forms::Text")]
     pub ca_file: Option<PathBuf>,
 }
 
@@ -37,9 +39,9 @@ pub struct Cache {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Local {
-    /// The most that it holds. Default `64MiB`.
-    #[serde(deserialize_with = "units::size")]
-    #[schemars(with = "String")]
+    /// The most that it holds, at least 1 byte. Default `64MiB`.
+    #[serde(with = "units::size")]
+    #[schemars(with = "forms::Size")]
     pub max_bytes: usize,
 }
 

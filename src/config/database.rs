@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{SecretUrl, units};
+use super::{SecretUrl, forms, units};
 
 /// The database.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -15,21 +15,23 @@ pub struct Database {
     /// `postgres://user:password@host/name`, `sqlite:FILE` or `sqlite::memory:`. Also `DATABASE_URL`, or composed of
     /// `DB_ENGINE DB_HOST DB_PORT DB_USER DB_PASSWORD DB_NAME`. Required.
     pub url: SecretUrl,
-    /// The most connections. Default 16.
+    /// The most connections, at least 1. Default 16.
     #[serde(deserialize_with = "units::number")]
     pub pool_size: u32,
     /// Requests that may wait for a connection; past it they get 503 at once. Default 256.
     #[serde(deserialize_with = "units::number")]
     pub queue: u32,
-    /// The database itself ends a statement that takes longer. Default `2s`.
-    #[serde(deserialize_with = "units::duration")]
-    #[schemars(with = "String")]
+    /// The database itself ends a statement that takes longer; more than 0. Default `2s`.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "forms::Duration")]
     pub statement_timeout: Duration,
     /// A replica that fills may read from when it is fresh enough. Default: none.
-    pub replica_url: SecretUrl,
-    /// Certificates (PEM) to trust instead of the system's. Default: none.
-    #[serde(deserialize_with = "units::some_path")]
-    #[schemars(with = "String")]
+    #[serde(deserialize_with = "units::some_text")]
+    #[schemars(with = "forms::Text")]
+    pub replica_url: Option<SecretUrl>,
+    /// A file of certificates (PEM) to trust instead of the system's. Default: none.
+    #[serde(deserialize_with = "units::some_text")]
+    #[schemars(with = "forms::Text")]
     pub ca_file: Option<PathBuf>,
 }
 
@@ -40,7 +42,7 @@ impl Default for Database {
             pool_size: 16,
             queue: 256,
             statement_timeout: Duration::from_secs(2),
-            replica_url: SecretUrl::default(),
+            replica_url: None,
             ca_file: None,
         }
     }

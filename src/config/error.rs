@@ -19,15 +19,49 @@ pub(super) enum Origin {
     Line(usize),
     /// An environment variable.
     Variable(String),
+    /// Nowhere: it is not there.
+    Absent,
 }
 
 impl Origin {
     /// An error about the value of `path`, in the file called `name`.
-    pub(super) fn error(&self, name: &str, path: &str, message: &str) -> ConfigError {
+    pub(super) fn error(&self, name: &str, path: &[String], message: &str) -> ConfigError {
         let place = match self {
             Self::Line(line) => format!("{name}:{line}"),
             Self::Variable(variable) => variable.clone(),
+            Self::Absent => name.to_owned(),
         };
-        ConfigError(if path.is_empty() { format!("{place}: {message}") } else { format!("{place}: {path}: {message}") })
+        let key = if path.is_empty() { String::new() } else { format!("{}: ", spell(path)) };
+        ConfigError(format!("{place}: {key}{message}"))
     }
+}
+
+/// A path as people write it: `resources.users.key`, `access.tokens[0].name`. A list's steps are `[0]`, `[1]`…
+pub(super) fn spell(path: &[String]) -> String {
+    let mut out = String::new();
+    for step in path {
+        if !out.is_empty() && !step.starts_with('[') {
+            out.push('.');
+        }
+        // A message is one line, whatever the key holds.
+        out.extend(step.chars().flat_map(|letter| {
+            let escaped = letter.is_control().then(|| letter.escape_default());
+            let plain = escaped.is_none().then_some(letter);
+            escaped.into_iter().flatten().chain(plain)
+        }));
+    }
+    out
+}
+
+/// The candidate closest to `name`, if one is close enough to have been meant.
+pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
+        .min()
+        // Of a short name nothing may be left to be like.
+        .filter(|(distance, _)| *distance < lower.chars().count())
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 4)
+        .map(|(_, candidate)| candidate)
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::units;
+use super::{forms, units};
 
 /// How the cache learns of changes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -13,9 +13,9 @@ use super::units;
 pub struct Invalidation {
     /// Where changes are read from. Default `outbox`.
     pub mode: InvalidationMode,
-    /// No unmarked hit is further behind the database than this. Default `1s`.
-    #[serde(deserialize_with = "units::duration")]
-    #[schemars(with = "String")]
+    /// No unmarked hit is further behind the database than this; more than 0. Default `1s`.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "forms::Duration")]
     pub max_staleness: Duration,
 }
 
@@ -26,7 +26,7 @@ impl Default for Invalidation {
 }
 
 /// Where changes are read from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InvalidationMode {
     /// Triggers that write changes into an outbox table.

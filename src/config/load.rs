@@ -1,18 +1,17 @@
 //! From a file and the environment to a [`Config`], or to a message that says where to look.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Map;
+use serde_json::{Map, Value as Json};
+use serde_path_to_error::Segment;
 
-use super::error::Origin;
+use super::error::{Origin, nearest};
+use super::file::read_text;
+use super::interpolate::interpolate;
+use super::shape::{Shape, Shapes};
 use super::tree::{Node, Value};
-use super::{Config, ConfigError, Env, overlay, tree, validate};
-use crate::catalog::nearest;
-
-/// The largest file that is read, in bytes.
-const LARGEST: u64 = 4 << 20;
+use super::{Config, ConfigError, Env, compose, overrides, validate, well_known, yaml};
 
 impl Config {
     /// Reads `file`, or the file that `CACHE_ASIDE_CONFIG` names, and lays the environment over it.
@@ -24,28 +23,18 @@ impl Config {
     ///
     /// [`ConfigError`], whose message names file, line and key.
     pub fn load(file: Option<&Path>, env: &Env) -> Result<Option<Self>, ConfigError> {
-        let named = env.get("CACHE_ASIDE_CONFIG").filter(|name| !name.is_empty()).map(Path::new);
-        let Some(file) = file.or(named) else {
-            let (config, origins) = build(Node::map(Origin::Line(1)), "environment", env)?;
-            if config.database.url.is_empty() {
-                return Ok(None);
-            }
-            validate::check(&config, &origins, "environment", false)?;
-            return Ok(Some(config));
-        };
-        let name = file.display().to_string();
-        let fail = |error: std::io::Error| ConfigError::new(format!("{name}: can't be read: {error}"));
-        let size = std::fs::metadata(file).map_err(fail)?.len();
-        if size > LARGEST {
-            return Err(ConfigError::new(format!("{name}: {size} bytes are too many for a configuration")));
+        let named = env.text("CACHE_ASIDE_CONFIG")?.filter(|name| !name.is_empty()).map(Path::new);
+        if let Some(file) = file.or(named) {
+            let text = read_text(file).map_err(ConfigError::new)?;
+            return Self::from_yaml(&text, &file.display().to_string(), env).map(Some);
         }
-        let bytes = std::fs::read(file).map_err(fail)?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-            let line = before.split(|byte| *byte == b'\n').count();
-            Origin::Line(line).error(&name, "", "the file is not UTF-8")
-        })?;
-        Self::from_yaml(&text, &name, env).map(Some)
+        let (config, root) = build(Node::map(Origin::Absent), "environment", env)?;
+        // A URL that is there and empty is a mistake to report, not a wish for the demo.
+        if config.database.url.is_empty() && root.get(&["database", "url"]).is_none() {
+            return Ok(None);
+        }
+        validate::check(&config, &root, "environment", false)?;
+        Ok(Some(config))
     }
 
     /// Reads a configuration from text; messages call it `name`.
@@ -54,99 +43,82 @@ impl Config {
     ///
     /// [`ConfigError`], whose message names line and key.
     pub fn from_yaml(text: &str, name: &str, env: &Env) -> Result<Self, ConfigError> {
-        let mut root = tree::parse(text, name)?;
-        overlay::interpolate(&mut root, name, "", env)?;
-        let (config, origins) = build(root, name, env)?;
-        validate::check(&config, &origins, name, true)?;
+        let mut root = yaml::parse(text, name)?;
+        interpolate(&mut root, name, &[], env)?;
+        let (config, root) = build(root, name, env)?;
+        validate::check(&config, &root, name, true)?;
         Ok(config)
     }
-
-    /// The JSON Schema of the file.
-    #[must_use]
-    pub fn json_schema() -> serde_json::Value {
-        schemars::schema_for!(Config).to_value()
-    }
 }
 
-/// The configuration, and where each of its values came from.
-fn build(mut root: Node, name: &str, env: &Env) -> Result<(Config, HashMap<String, Origin>), ConfigError> {
-    overlay::well_known(&mut root, env)?;
-    overlay::overrides(&mut root, env)?;
-    overlay::compose(&mut root, env)?;
-    let mut origins = HashMap::new();
-    let value = json(&root, String::new(), &mut origins);
+/// The configuration, and the tree that knows where each of its values came from.
+fn build(mut root: Node, name: &str, env: &Env) -> Result<(Config, Node), ConfigError> {
+    let shapes = Shapes::new();
+    well_known::overlay(&mut root, env)?;
+    overrides::overlay(&mut root, &shapes, env)?;
+    compose::compose(&mut root, env)?;
+    shapes.check(&root, name)?;
+    let value = json(&root, &shapes.root(), &shapes).unwrap_or_else(|| Map::new().into());
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
-    let mut config = Config::deserialize(tracked)
-        .map_err(|error| explain(&error.to_string(), &track.path().to_string(), &origins, name))?;
-    if let Some(service) = env.get("OTEL_SERVICE_NAME").filter(|service| !service.is_empty()) {
-        service.clone_into(&mut config.telemetry.service_name);
+    let mut config = Config::deserialize(tracked).map_err(|error| {
+        let path = steps(&track.path());
+        let message = explain(&error.to_string(), &path, &root, &shapes);
+        root.origin_of(&path).error(name, &path, &message)
+    })?;
+    for (name, resource) in &mut config.resources {
+        if resource.table.is_empty() {
+            resource.table.clone_from(name);
+        }
     }
-    Ok((config, origins))
+    if let Some(service) = well_known::service_name(env)? {
+        config.telemetry.service_name = service;
+    }
+    Ok((config, root))
 }
 
-/// The tree as JSON, noting where each path stands.
-fn json(node: &Node, path: String, origins: &mut HashMap<String, Origin>) -> serde_json::Value {
-    let value = match &node.value {
-        Value::Null => serde_json::Value::Null,
-        Value::Scalar(text) => text.as_str().into(),
-        Value::List(items) => items
-            .iter()
-            .enumerate()
-            .map(|(index, item)| json(item, format!("{path}[{index}]"), origins))
-            .collect::<Vec<_>>()
-            .into(),
+/// The tree as JSON. What is empty is left out and keeps its default, but for names that the file chooses: `fruit:`
+/// alone declares a resource.
+fn json(node: &Node, shape: &Shape<'_>, shapes: &Shapes) -> Option<Json> {
+    let below = |step: &str| shapes.child(shape, step).unwrap_or_default();
+    match &node.value {
+        Value::Null => None,
+        Value::Scalar(text) => Some(text.as_str().into()),
+        Value::List(items) => items.iter().map(|item| json(item, &below("[0]"), shapes)).collect(),
         Value::Map(entries) => {
             let mut map = Map::new();
             for (key, value) in entries {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                let named = is_named(&path);
-                match json(value, path, origins) {
-                    // `fruit:` alone declares a resource with nothing but defaults; elsewhere nothing is said.
-                    serde_json::Value::Null if named => map.insert(key.clone(), Map::new().into()),
-                    serde_json::Value::Null => None,
-                    value => map.insert(key.clone(), value),
-                };
+                let empty = || shape.is_named().then(|| Map::new().into());
+                if let Some(value) = json(value, &below(key), shapes).or_else(empty) {
+                    map.insert(key.clone(), value);
+                }
             }
-            map.into()
+            Some(map.into())
         }
-    };
-    origins.insert(path, node.origin.clone());
-    value
-}
-
-/// Whether `path` is a resource, or a list of one.
-fn is_named(path: &str) -> bool {
-    let steps: Vec<&str> = path.split('.').collect();
-    matches!(steps.as_slice(), ["resources", _] | ["resources", _, "lists", _])
-}
-
-/// Turns serde's words into ours.
-fn explain(message: &str, path: &str, origins: &HashMap<String, Origin>, name: &str) -> ConfigError {
-    let mut path = if path == "." { String::new() } else { path.to_owned() };
-    let mut words = message.to_owned();
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    if let (true, Some((unknown, known))) = (message.starts_with("unknown field"), quoted.split_first()) {
-        if path != *unknown && !path.ends_with(&format!(".{unknown}")) {
-            path = if path.is_empty() { (*unknown).to_owned() } else { format!("{path}.{unknown}") };
-        }
-        words = match nearest(unknown, known.iter().copied()) {
-            Some(near) => format!("unknown key; did you mean {near:?}?"),
-            None => format!("unknown key; known here: {}", known.join(", ")),
-        };
-    } else if message.starts_with("unknown variant") && !quoted.is_empty() {
-        words = format!("{:?} is not known here; use {}", quoted[0], quoted[1..].join(", "));
-    } else if message.starts_with("invalid type") {
-        words = message.replace("invalid type: ", "this is ").replace("string ", "");
     }
-    // A key that an override made has no line; its nearest relative with an origin has.
-    let mut known = path.as_str();
-    let origin = loop {
-        match (origins.get(known), known.rfind(['.', '['])) {
-            (Some(origin), _) => break origin.clone(),
-            (None, Some(at)) => known = &known[..at],
-            (None, None) => break Origin::Line(1),
-        }
+}
+
+fn steps(path: &serde_path_to_error::Path) -> Vec<String> {
+    let step = |segment: &Segment| match segment {
+        Segment::Seq { index } => Some(format!("[{index}]")),
+        Segment::Map { key } => Some(key.clone()),
+        Segment::Enum { .. } | Segment::Unknown => None,
     };
-    origin.error(name, &path, &words)
+    path.iter().map_while(step).collect()
+}
+
+/// Turns serde's words into ours; those of our own types are ours already.
+fn explain(message: &str, path: &[String], root: &Node, shapes: &Shapes) -> String {
+    if let Some(field) = message.strip_prefix("missing field `").and_then(|field| field.strip_suffix('`')) {
+        return format!("lacks the key {field:?}");
+    }
+    let given = root.get(path).map(|node| &node.value);
+    if let (true, Some(Value::Scalar(text))) = (message.starts_with("unknown variant"), given) {
+        let choices = shapes.at(path).map(|shape| shape.choices).unwrap_or_default();
+        return match nearest(text, choices.iter().copied()) {
+            Some(near) => format!("{text:?} is not known here; did you mean {near}?"),
+            None => format!("{text:?} is not known here; use {}", choices.join(", ")),
+        };
+    }
+    message.to_owned()
 }

@@ -2,26 +2,44 @@
 //! need not doubt it.
 //!
 //! - one struct per section, with each default beside its field
-//! - `tree` reads YAML and remembers lines; `overlay` lays the environment over it; `load` makes the types
-//! - `units` are durations, sizes and numbers as people write them
+//! - `load` goes through the steps: `yaml` reads the file into a `tree` that remembers lines, `interpolate` fills in
+//!   `${NAME}`, then `well_known` variables, `overrides` and `compose`d URLs are laid over it, `shape` refuses what
+//!   stands in the wrong place, serde makes the types, and `validate` judges what no single field can
+//! - `units` are durations, sizes and numbers as people write them; `forms` describe them in the `schema`
+
+mod load;
 
 mod access;
 mod cache;
 mod database;
-mod env;
-mod error;
 mod invalidation;
-mod load;
-mod overlay;
+mod lifetimes;
+mod queries;
 mod resources;
 mod secret;
 mod server;
 mod telemetry;
-#[cfg(test)]
-mod tests;
+
+mod env;
+mod error;
+mod file;
 mod tree;
 mod units;
+mod yaml;
+
+mod compose;
+mod interpolate;
+mod overrides;
+mod well_known;
+
+mod forms;
+mod not_built_yet;
+mod schema;
+mod shape;
 mod validate;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -31,7 +49,9 @@ pub use database::Database;
 pub use env::Env;
 pub use error::ConfigError;
 pub use invalidation::{Invalidation, InvalidationMode};
-pub use resources::{Consistency, Defaults, GenerateKey, List, Parameter, Query, Resource, WriteKind};
+pub use lifetimes::Defaults;
+pub use queries::{Parameter, Query};
+pub use resources::{Consistency, GenerateKey, List, Resource, WriteKind};
 use schemars::JsonSchema;
 pub use secret::SecretUrl;
 use serde::Deserialize;
@@ -50,9 +70,12 @@ pub struct Config {
     pub cache: Cache,
     /// What any resource or query may override.
     pub defaults: Defaults,
-    /// The served tables, by the name under which they are served.
+    /// The served tables, by the name under which they are served: lower-case letters, digits and `_`, not `query` or
+    /// `queries`.
+    #[schemars(with = "forms::Named<Resource>", extend("propertyNames" = { "pattern": "^[a-z][a-z0-9_]*$" }))]
     pub resources: BTreeMap<String, Resource>,
-    /// The served queries, by name.
+    /// The served queries, by a name of the same form.
+    #[schemars(with = "forms::Named<Query>", extend("propertyNames" = { "pattern": "^[a-z][a-z0-9_]*$" }))]
     pub queries: BTreeMap<String, Query>,
     /// How changes of other writers reach the cache.
     pub invalidation: Invalidation,

@@ -6,6 +6,7 @@ use serde::Deserialize;
 /// A URL whose password is in no log and no message.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(inline)]
 pub struct SecretUrl(String);
 
 impl SecretUrl {
@@ -21,7 +22,7 @@ impl SecretUrl {
         &self.0
     }
 
-    /// What stands before the colon.
+    /// What stands before the colon; empty without one.
     #[must_use]
     pub fn scheme(&self) -> &str {
         self.0.split_once(':').map_or("", |(scheme, _)| scheme)
@@ -34,14 +35,22 @@ impl SecretUrl {
     }
 }
 
+impl From<String> for SecretUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
 impl std::fmt::Display for SecretUrl {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The last @ ends the credentials; a password may stand in the query too, so that is left out whole.
-        let shown = self.0.split_once('?').map_or(self.0.as_str(), |(before, _)| before);
-        match (shown.split_once("://"), shown.rfind('@')) {
-            (Some((scheme, _)), Some(at)) => write!(out, "{scheme}://…{}", &shown[at..]),
-            _ => out.write_str(shown),
-        }
+        // The last @ ends the credentials, wherever a careless password has put a ? or a / before it.
+        let (before, after) = match (self.0.split_once("://"), self.0.rfind('@')) {
+            (Some((scheme, _)), Some(at)) => (format!("{scheme}://…"), &self.0[at..]),
+            _ => (String::new(), self.0.as_str()),
+        };
+        // A password may stand among the options too, so these are left out whole.
+        let shown = after.split_once('?').map_or(after, |(shown, _)| shown);
+        write!(out, "{before}{shown}")
     }
 }
 

@@ -5,40 +5,42 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 
-use super::units;
+use super::{forms, units};
 
 /// The HTTP server.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Address and port of the API. Default `0.0.0.0:8080`.
+    #[serde(deserialize_with = "address")]
     #[schemars(with = "String")]
     pub listen: SocketAddr,
     /// Address and port for /metrics, health and /admin; without it they are on the API's port. Default: none.
-    #[serde(deserialize_with = "units::some_parsed")]
-    #[schemars(with = "String")]
+    #[serde(deserialize_with = "some_address")]
+    #[schemars(with = "forms::Text")]
     pub management_listen: Option<SocketAddr>,
-    /// A request that is not answered by then gets 504. Default `10s`.
-    #[serde(deserialize_with = "units::duration")]
-    #[schemars(with = "String")]
+    /// A request that is not answered by then gets 504; more than 0. Default `10s`.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "forms::Duration")]
     pub request_timeout: Duration,
-    /// The largest request body; past it 413. Default `1MiB`.
-    #[serde(deserialize_with = "units::size")]
-    #[schemars(with = "String")]
+    /// The largest request body, at least 1 byte; past it 413. Default `1MiB`.
+    #[serde(with = "units::size")]
+    #[schemars(with = "forms::Size")]
     pub max_body: usize,
-    /// The most keys of one batch. Default 1000.
+    /// The most keys of one batch, at least 1. Default 1000.
     #[serde(deserialize_with = "units::number")]
     pub max_batch: usize,
     /// After SIGTERM: unready, but still accepting, until load balancers know. Default `3s`.
-    #[serde(deserialize_with = "units::duration")]
-    #[schemars(with = "String")]
+    #[serde(with = "units::duration")]
+    #[schemars(with = "forms::Duration")]
     pub drain_delay: Duration,
     /// Then requests under way have this long. Default `30s`.
-    #[serde(deserialize_with = "units::duration")]
-    #[schemars(with = "String")]
+    #[serde(with = "units::duration")]
+    #[schemars(with = "forms::Duration")]
     pub shutdown_timeout: Duration,
-    /// Origins whose pages may call the API; `*` for all. Default: none.
+    /// Origins whose pages may call the API, like `https://shop.example`; `*` for all. Default: none.
     pub cors_origins: Vec<String>,
 }
 
@@ -55,4 +57,14 @@ impl Default for Server {
             cors_origins: Vec::new(),
         }
     }
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| D::Error::custom(format!("{text:?} is no address and port; write it like 0.0.0.0:8080")))
+}
+
+fn some_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text: Option<String> = units::some_text(deserializer)?;
+    text.map(|text| address(serde::de::value::StringDeserializer::new(text))).transpose()
 }

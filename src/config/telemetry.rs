@@ -1,7 +1,7 @@
 //! `telemetry:` logs and traces.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::units;
 
@@ -13,10 +13,10 @@ pub struct Telemetry {
     pub log: LogFormat,
     /// Where traces go, as OTLP over HTTP. Also `OTEL_EXPORTER_OTLP_ENDPOINT`. Default: nowhere.
     pub otlp_endpoint: String,
-    /// The share of requests that are traced. Default 0.1.
+    /// The share of requests that are traced, 0 to 1. Default 0.1.
     #[serde(deserialize_with = "units::number")]
     pub sample_ratio: f64,
-    /// The share of hits that are compared with the database. Default 0.
+    /// The share of hits that are compared with the database, 0 to 1. Default 0.
     #[serde(deserialize_with = "units::number")]
     pub audit_ratio: f64,
     /// `OTEL_SERVICE_NAME`. Default `cache-aside`.
@@ -37,7 +37,7 @@ impl Default for Telemetry {
 }
 
 /// The form of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object per line.

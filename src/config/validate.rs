@@ -1,214 +1,225 @@
 //! What no single field can judge: names, ranges, and values that must fit each other.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use super::error::Origin;
-use super::{Config, ConfigError, Consistency, Defaults, GenerateKey, InvalidationMode, Resource, SecretUrl};
+use super::tree::Node;
+use super::{
+    Cache, Config, ConfigError, Consistency, Database, Defaults, GenerateKey, InvalidationMode, Query, Resource,
+};
+use super::{SecretUrl, Server};
 
-type Fault = (String, String);
+/// What is wrong: the path of the value, and words.
+type Fault = (Vec<String>, String);
 
 /// Finds the first thing that is wrong. `from_file`: without a file the resources come from the database.
-pub(super) fn check(
-    config: &Config,
-    origins: &HashMap<String, Origin>,
-    name: &str,
-    from_file: bool,
-) -> Result<(), ConfigError> {
-    let Err((path, message)) = judge(config, from_file) else { return Ok(()) };
-    let mut known = path.as_str();
-    let origin = loop {
-        match (origins.get(known), known.rfind(['.', '['])) {
-            (Some(origin), _) => break origin.clone(),
-            (None, Some(at)) => known = &known[..at],
-            (None, None) => return Err(ConfigError::new(format!("{name}: {path}: {message}"))),
-        }
-    };
-    Err(origin.error(name, &path, &message))
-}
-
-fn fault(path: impl Into<String>, message: impl Into<String>) -> Result<(), Fault> {
-    Err((path.into(), message.into()))
-}
-
-fn judge(config: &Config, from_file: bool) -> Result<(), Fault> {
-    database(&config.database.url)?;
-    cache(&config.cache.url)?;
-    for (path, number) in [
-        ("server.max_batch", config.server.max_batch),
-        ("server.max_body", config.server.max_body),
-        ("database.pool_size", config.database.pool_size as usize),
-        ("cache.max_entry", config.cache.max_entry),
-        ("cache.local.max_bytes", config.cache.local.max_bytes),
-    ] {
-        if number == 0 {
-            return fault(path, "must be at least 1");
-        }
+pub(super) fn check(config: &Config, root: &Node, name: &str, from_file: bool) -> Result<(), ConfigError> {
+    // Said without a line, since there is none, and with the key in the sentence.
+    if config.database.url.is_empty() {
+        let message = "database.url is missing: set it in the file or DATABASE_URL";
+        let path = ["database".to_owned(), "url".to_owned()];
+        let origin = if root.get(&path).is_some() { root.origin_of(&path) } else { &Origin::Absent };
+        return Err(origin.error(name, &[], message));
     }
-    for (path, duration) in [
-        ("server.request_timeout", config.server.request_timeout),
-        ("database.statement_timeout", config.database.statement_timeout),
-        ("cache.timeout", config.cache.timeout),
-        ("invalidation.max_staleness", config.invalidation.max_staleness),
-    ] {
-        if duration.is_zero() {
-            return fault(path, "must be longer than 0s");
-        }
-    }
-    for (path, ratio) in [
-        ("telemetry.sample_ratio", config.telemetry.sample_ratio),
-        ("telemetry.audit_ratio", config.telemetry.audit_ratio),
-    ] {
-        if !(0.0..=1.0).contains(&ratio) {
-            return fault(path, "must be between 0 and 1");
-        }
-    }
-    lives("defaults", &config.defaults, config)?;
     if from_file && config.resources.is_empty() && config.queries.is_empty() {
-        return fault("resources", "nothing is served; declare at least one resource or query");
+        let message = "nothing is served: declare at least one resource or query";
+        return Err(Origin::Absent.error(name, &[], message));
     }
-    for (resource, declared) in &config.resources {
-        let path = format!("resources.{resource}");
-        named(&path, resource)?;
-        lives(&path, &declared.over(&config.defaults), config)?;
-        self::resource(&path, declared)?;
+    judge(config).map_err(|(path, message)| root.origin_of(&path).error(name, &path, &message))
+}
+
+fn fault(path: &[&str], message: impl Into<String>) -> Result<(), Fault> {
+    Err((path.iter().map(|step| (*step).to_owned()).collect(), message.into()))
+}
+
+fn judge(config: &Config) -> Result<(), Fault> {
+    server(&config.server)?;
+    database(&config.database)?;
+    cache(&config.cache)?;
+    if config.invalidation.max_staleness.is_zero() {
+        return fault(&["invalidation", "max_staleness"], "must be longer than 0s");
     }
-    for (query, declared) in &config.queries {
-        let path = format!("queries.{query}");
-        named(&path, query)?;
-        lives(&path, &declared.over(&config.defaults), config)?;
-        if declared.sql.trim().is_empty() {
-            return fault(format!("{path}.sql"), "is missing");
+    for (key, ratio) in [("sample_ratio", config.telemetry.sample_ratio), ("audit_ratio", config.telemetry.audit_ratio)]
+    {
+        if !(0.0..=1.0).contains(&ratio) {
+            return fault(&["telemetry", key], "must be between 0 and 1");
         }
+    }
+    lives(&["defaults"], &config.defaults, config)?;
+    for (name, declared) in &config.resources {
+        named(&["resources", name], name)?;
+        lives(&["resources", name], &declared.over(&config.defaults), config)?;
+        resource(name, declared)?;
+    }
+    for (name, declared) in &config.queries {
+        named(&["queries", name], name)?;
+        lives(&["queries", name], &declared.over(&config.defaults), config)?;
+        query(name, declared)?;
     }
     let mut names = HashSet::new();
     for (index, token) in config.access.tokens.iter().enumerate() {
+        let path = ["access", "tokens", &format!("[{index}]"), "name"];
+        if token.name.is_empty() {
+            return fault(&path, "is empty; say who has the token");
+        }
         if !names.insert(&token.name) {
-            return fault(format!("access.tokens[{index}].name"), format!("{:?} stands twice", token.name));
+            return fault(&path, format!("{:?} stands twice", token.name));
         }
     }
     Ok(())
 }
 
-fn database(url: &SecretUrl) -> Result<(), Fault> {
-    match url.scheme() {
-        "postgres" | "postgresql" | "sqlite" => Ok(()),
-        _ if url.is_empty() => fault("database.url", "is missing; set it in the file or DATABASE_URL"),
-        scheme @ ("mysql" | "mariadb") => fault("database.url", format!("{scheme}: is not built yet")),
-        scheme => fault("database.url", format!("the scheme {scheme:?} is not known; use postgres:// or sqlite:")),
-    }
-}
-
-fn cache(url: &SecretUrl) -> Result<(), Fault> {
-    match url.scheme() {
-        "redis" | "rediss" | "valkey" | "valkeys" | "memory" => Ok(()),
-        scheme @ ("memcached" | "redis+cluster" | "redis+sentinel") => {
-            fault("cache.url", format!("{scheme}: is not built yet"))
+fn server(server: &Server) -> Result<(), Fault> {
+    for (key, number) in [("max_batch", server.max_batch), ("max_body", server.max_body)] {
+        if number == 0 {
+            return fault(&["server", key], "must be at least 1");
         }
-        scheme => fault(
-            "cache.url",
-            format!("the scheme {scheme:?} is not known; use redis://, rediss://, valkey:// or memory:"),
-        ),
     }
+    if server.request_timeout.is_zero() {
+        return fault(&["server", "request_timeout"], "must be longer than 0s");
+    }
+    // Port 0 is any free one, so two of them differ.
+    if server.management_listen == Some(server.listen) && server.listen.port() != 0 {
+        let message = "is the same as server.listen; leave it out to have all on one port";
+        return fault(&["server", "management_listen"], message);
+    }
+    for (index, origin) in server.cors_origins.iter().enumerate() {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        if origin != "*" && !host.is_some_and(|host| !host.is_empty() && !host.contains('/')) {
+            let message = format!("{origin:?} is no origin; write it like https://shop.example, or * for all");
+            return fault(&["server", "cors_origins", &format!("[{index}]")], message);
+        }
+    }
+    Ok(())
 }
 
-fn named(path: &str, name: &str) -> Result<(), Fault> {
+fn database(database: &Database) -> Result<(), Fault> {
+    let check = |key: &str, url: &SecretUrl| match url.scheme() {
+        "postgres" | "postgresql" | "sqlite" => Ok(()),
+        scheme @ ("mysql" | "mariadb") => fault(&["database", key], format!("{scheme}: is not built yet")),
+        scheme => fault(&["database", key], unknown_scheme(scheme, "postgres:// or sqlite:")),
+    };
+    check("url", &database.url)?;
+    database.replica_url.as_ref().map_or(Ok(()), |url| check("replica_url", url))?;
+    if database.pool_size == 0 {
+        return fault(&["database", "pool_size"], "must be at least 1");
+    }
+    if database.statement_timeout.is_zero() {
+        return fault(&["database", "statement_timeout"], "must be longer than 0s");
+    }
+    Ok(())
+}
+
+fn cache(cache: &Cache) -> Result<(), Fault> {
+    match cache.url.scheme() {
+        "redis" | "rediss" | "valkey" | "valkeys" | "memory" => {}
+        scheme @ ("memcached" | "redis+cluster" | "redis+sentinel") => {
+            return fault(&["cache", "url"], format!("{scheme}: is not built yet"));
+        }
+        _ if cache.url.is_empty() => {
+            return fault(&["cache", "url"], "is empty; set it, or leave it out for memory:");
+        }
+        scheme => {
+            let known = "redis://, rediss://, valkey://, valkeys:// or memory:";
+            return fault(&["cache", "url"], unknown_scheme(scheme, known));
+        }
+    }
+    if cache.timeout.is_zero() {
+        return fault(&["cache", "timeout"], "must be longer than 0s");
+    }
+    if cache.max_entry == 0 {
+        return fault(&["cache", "max_entry"], "must be at least 1");
+    }
+    if cache.local.max_bytes == 0 {
+        return fault(&["cache", "local", "max_bytes"], "must be at least 1");
+    }
+    Ok(())
+}
+
+fn unknown_scheme(scheme: &str, known: &str) -> String {
+    if scheme.is_empty() {
+        return format!("this is no URL; write it with {known}");
+    }
+    format!("the scheme {scheme:?} is not known; use {known}")
+}
+
+fn named(path: &[&str], name: &str) -> Result<(), Fault> {
     let well_formed = name.starts_with(|first: char| first.is_ascii_lowercase())
         && name.chars().all(|letter| matches!(letter, 'a'..='z' | '0'..='9' | '_'));
     if !well_formed {
         return fault(path, "a name starts with a lower-case letter and goes on with those, digits and _");
     }
-    if matches!(name, "query" | "queries") {
-        return fault(path, "this name is taken by the API; choose another and say table: or sql:");
+    if matches!(name, "query" | "queries") && path.first() == Some(&"resources") {
+        return fault(path, "this name is taken by the API; choose another and say table:");
     }
     Ok(())
 }
 
-fn lives(path: &str, values: &Defaults, config: &Config) -> Result<(), Fault> {
+fn lives(path: &[&str], values: &Defaults, config: &Config) -> Result<(), Fault> {
+    let fault = |key, message| fault(&[path, &[key]].concat(), message);
     if values.ttl.is_zero() {
-        return fault(format!("{path}.ttl"), "must be longer than 0s");
+        return fault("ttl", "must be longer than 0s");
     }
     if !(0.0..=1.0).contains(&values.ttl_jitter) {
-        return fault(format!("{path}.ttl_jitter"), "must be between 0 and 1");
+        return fault("ttl_jitter", "must be between 0 and 1");
     }
     if !values.refresh_ahead.is_finite() || values.refresh_ahead < 0.0 {
-        return fault(format!("{path}.refresh_ahead"), "must be 0 or more");
+        return fault("refresh_ahead", "must be 0 or more");
     }
     if !values.local_ttl.is_zero() && config.invalidation.mode == InvalidationMode::None {
-        return fault(format!("{path}.local_ttl"), "needs invalidation.mode outbox or wal");
+        return fault("local_ttl", "needs invalidation.mode outbox or wal");
     }
     Ok(())
 }
 
-fn resource(path: &str, declared: &Resource) -> Result<(), Fault> {
-    let twice = |names: &[String]| {
-        let mut seen = HashSet::new();
-        names.iter().find(|name| !seen.insert(name.as_str())).cloned()
-    };
+fn twice<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Option<String> {
+    let mut seen = HashSet::new();
+    names.into_iter().map(|name| name.as_ref().to_owned()).find(|name| !seen.insert(name.clone()))
+}
+
+fn resource(name: &str, declared: &Resource) -> Result<(), Fault> {
+    let fault = |steps: &[&str], message: String| fault(&[&["resources", name], steps].concat(), message);
     if let Some(column) = twice(&declared.key) {
-        return fault(format!("{path}.key"), format!("{column:?} stands twice"));
+        return fault(&["key"], format!("{column:?} stands twice"));
     }
     if let Some(columns) = &declared.columns {
         if columns.is_empty() {
-            return fault(format!("{path}.columns"), "shows nothing; leave it out for all columns");
+            return fault(&["columns"], "shows nothing; leave it out for all columns".into());
         }
         if let Some(column) = twice(columns) {
-            return fault(format!("{path}.columns"), format!("{column:?} stands twice"));
+            return fault(&["columns"], format!("{column:?} stands twice"));
         }
         if let Some(column) = declared.key.iter().find(|column| !columns.contains(column)) {
-            return fault(format!("{path}.columns"), format!("lacks the key column {column:?}"));
+            return fault(&["columns"], format!("lacks the key column {column:?}"));
         }
     }
-    let kinds: Vec<String> = declared.write.iter().map(|kind| format!("{kind:?}").to_lowercase()).collect();
-    if let Some(kind) = twice(&kinds) {
-        return fault(format!("{path}.write"), format!("{kind:?} stands twice"));
+    let kinds = declared.write.iter().map(|kind| format!("{kind:?}").to_lowercase());
+    if let Some(kind) = twice(kinds) {
+        return fault(&["write"], format!("{kind:?} stands twice"));
     }
     if declared.generate_key != GenerateKey::Database && declared.key.len() > 1 {
-        return fault(format!("{path}.generate_key"), "needs a key of one column");
+        return fault(&["generate_key"], "needs a key of one column".into());
     }
     if declared.consistency == Consistency::Hold {
-        return fault(format!("{path}.consistency"), "hold is not built yet; use fenced");
+        return fault(&["consistency"], "hold is not built yet; use fenced".into());
     }
     for (column, list) in &declared.lists {
         if list.limit == 0 {
-            return fault(format!("{path}.lists.{column}.limit"), "must be at least 1");
+            return fault(&["lists", column, "limit"], "must be at least 1".into());
         }
         if list.ttl.is_some_and(|ttl| ttl.is_zero()) {
-            return fault(format!("{path}.lists.{column}.ttl"), "must be longer than 0s");
+            return fault(&["lists", column, "ttl"], "must be longer than 0s".into());
         }
     }
     Ok(())
 }
 
-impl Config {
-    /// What this configuration asks for and this version does not do yet: one sentence each.
-    #[must_use]
-    pub fn not_built_yet(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        if self.invalidation.mode != InvalidationMode::None {
-            missing.push(format!(
-                "invalidation.mode {}: is not built yet; changes of other writers are seen when the TTL ends",
-                format!("{:?}", self.invalidation.mode).to_lowercase()
-            ));
-        }
-        let local = |values: Defaults| !values.local_ttl.is_zero();
-        if local(self.defaults.clone()) || self.resources.values().any(|one| local(one.over(&self.defaults))) {
-            missing.push("local_ttl: the in-process tier is not built yet".into());
-        }
-        for (set, what) in [
-            (!self.database.replica_url.is_empty(), "database.replica_url: fills read the primary"),
-            (!self.telemetry.otlp_endpoint.is_empty(), "telemetry.otlp_endpoint: traces are not built yet"),
-            (self.telemetry.audit_ratio > 0.0, "telemetry.audit_ratio: the auditor is not built yet"),
-            (!self.queries.is_empty(), "queries: are not served yet"),
-            (self.access.adhoc_queries != super::AccessLevel::Off, "access.adhoc_queries: are not served yet"),
-            (
-                self.resources.values().any(|one| !one.depends_on.is_empty()),
-                "depends_on: is not built yet; a view's rows live until their TTL ends",
-            ),
-        ] {
-            if set {
-                missing.push(what.into());
-            }
-        }
-        missing
+fn query(name: &str, declared: &Query) -> Result<(), Fault> {
+    if declared.sql.trim().is_empty() {
+        return fault(&["queries", name, "sql"], "is missing; write the statement");
     }
+    if let Some(parameter) = twice(declared.params.iter().map(|parameter| &parameter.name)) {
+        return fault(&["queries", name, "params"], format!("{parameter:?} stands twice"));
+    }
+    Ok(())
 }

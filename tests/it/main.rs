@@ -1,6 +1,7 @@
 //! Everything that needs real servers, in one binary: they are started once, by the tests themselves.
 
 #![allow(unreachable_pub, reason = "modules of one binary")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot go on says why and ends")]
 
 mod app;
 mod faults;

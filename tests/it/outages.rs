@@ -186,7 +186,8 @@ async fn what_is_past_its_ttl_is_served_while_the_database_is_away() {
     let database = postgres.create_database().await;
     database.client().await.batch_execute(SCHEMA).await.expect("the schema is sound");
     let redis = Redis::start().await;
-    let app = App::start(&config(&database.url, &redis.url()).replace("write:", "ttl: 200ms, write:")).await;
+    let app =
+        App::start(&config(&database.url, &redis.url()).replace("item: { write:", "item: { ttl: 200ms, write:")).await;
     app.get("/api/item/1").await.expect(200);
     postgres.kill().await;
     app.until("stale", async |app| {

@@ -1,0 +1,40 @@
+//! What a configuration may ask for and this version does not do: said at start, so that nobody relies on it.
+
+use super::{AccessLevel, Config, Defaults, InvalidationMode};
+
+impl Config {
+    /// What this configuration asks for and this version does not do yet: one sentence each.
+    #[must_use]
+    pub fn not_built_yet(&self) -> Vec<String> {
+        let mode = match self.invalidation.mode {
+            InvalidationMode::Outbox => Some("outbox"),
+            InvalidationMode::Wal => Some("wal"),
+            InvalidationMode::None => None,
+        };
+        let mode = mode.map(|mode| {
+            format!("invalidation.mode {mode} is not built yet: other writers' changes are seen when the TTL ends")
+        });
+        let mut all = self
+            .resources
+            .values()
+            .map(|resource| resource.over(&self.defaults))
+            .chain(self.queries.values().map(|query| query.over(&self.defaults)))
+            .chain([self.defaults.clone()]);
+        let local = all.any(|values: Defaults| !values.local_ttl.is_zero());
+        let depends = self.resources.values().any(|resource| !resource.depends_on.is_empty());
+        let settings = [
+            (local, "local_ttl is not built yet: nothing is held in process"),
+            (self.database.replica_url.is_some(), "database.replica_url is not built yet: fills read the primary"),
+            (!self.telemetry.otlp_endpoint.is_empty(), "telemetry.otlp_endpoint is not built yet: no traces are sent"),
+            (self.telemetry.audit_ratio > 0.0, "telemetry.audit_ratio is not built yet: no hit is compared"),
+            (!self.queries.is_empty(), "queries are not built yet: they are not served"),
+            (
+                self.access.adhoc_queries != AccessLevel::Off,
+                "access.adhoc_queries is not built yet: ad-hoc queries are not served",
+            ),
+            (depends, "depends_on is not built yet: a view's rows live until their TTL ends"),
+        ];
+        let settings = settings.into_iter().filter(|(set, _)| *set).map(|(_, sentence)| sentence.to_owned());
+        mode.into_iter().chain(settings).collect()
+    }
+}
