@@ -16,7 +16,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
     let mut before = BTreeMap::new();
     loop {
-        let catalog = look(front.aside.store(), &config).await;
+        let (mut catalog, outage) = look(front.aside.store(), &config).await;
+        if outage {
+            // The database can't say what has changed, so what was found stands: hits go on.
+            keep(&mut catalog, &front.catalog.load(), config.resources.is_empty());
+        }
         let said: BTreeMap<String, String> =
             catalog.resources.iter().map(|(name, state)| (name.clone(), say(state))).collect();
         for (name, words) in &said {
@@ -51,8 +55,22 @@ fn say(state: &State) -> String {
     }
 }
 
-/// Holds all declared resources against the database. Without a declaration, everything that has a primary key is.
-pub async fn look(store: &AnyStore, config: &Config) -> Catalog {
+/// Puts what was served before back in place of what could not be looked at.
+fn keep(catalog: &mut Catalog, before: &Catalog, discovered: bool) {
+    if discovered && !before.resources.is_empty() {
+        *catalog = before.clone();
+        return;
+    }
+    for (name, state) in &mut catalog.resources {
+        if let (State::Waiting(_), Some(ready @ State::Ready(..))) = (&*state, before.resources.get(name)) {
+            *state = ready.clone();
+        }
+    }
+}
+
+/// Holds all declared resources against the database; without a declaration, everything that has a primary key. Also says
+/// whether the database failed to answer, so that the result tells nothing of what could not be looked at.
+pub async fn look(store: &AnyStore, config: &Config) -> (Catalog, bool) {
     let mut resources = BTreeMap::new();
     let found;
     let declared = if config.resources.is_empty() && config.queries.is_empty() {
@@ -62,9 +80,8 @@ pub async fn look(store: &AnyStore, config: &Config) -> Catalog {
                 &found
             }
             Err(error) => {
-                let problem = Problem::fatal(error.to_string());
-                resources.insert("tables".to_owned(), State::Waiting(vec![problem]));
-                return Catalog { resources };
+                tracing::debug!(%error, "the tables could not be listed");
+                return (Catalog { resources }, error.is_outage());
             }
         }
     } else {
@@ -86,7 +103,7 @@ pub async fn look(store: &AnyStore, config: &Config) -> Catalog {
         };
         resources.insert(name.clone(), state);
     }
-    Catalog { resources }
+    (Catalog { resources }, outage.is_some())
 }
 
 async fn one(store: &AnyStore, config: &Config, name: &str, declared: &Resource) -> Result<State, StoreError> {

@@ -152,6 +152,7 @@ impl App {
             server.await??;
         }
         drain.abort();
+        front.aside.settle(self.config.server.shutdown_timeout).await;
         watches.iter().for_each(tokio::task::JoinHandle::abort);
         tracing::info!("stopped");
         Ok(())

@@ -30,15 +30,21 @@ struct Job {
     pilot: Option<Pilot>,
     /// `None`: nothing will be stored.
     ticket: Option<Ticket>,
-    stale: Option<Entry>,
+    stale: Option<Stale>,
     forward: Forward,
+}
+
+/// An entry past its TTL, and who may have it: those who came before the command that found it was sent.
+struct Stale {
+    entry: Entry,
+    covers: u32,
 }
 
 /// What the leases say is to be done.
 #[derive(Default)]
 struct Sorted {
     load: Vec<Job>,
-    wait: Vec<(Led, Option<Entry>)>,
+    wait: Vec<(Led, Option<Stale>)>,
 }
 
 /// Flies all of `led`, which are rows of one resource or a single list.
@@ -92,15 +98,16 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
                 Lease::Wait { stale: Some(entry) } if revalidating(&led.target, &entry) => {
                     self.land(led.pilot, Ok(stale(entry)), covers, Duration::ZERO);
                 }
-                Lease::Wait { stale } => sorted.wait.push((led, stale)),
+                Lease::Wait { stale } => sorted.wait.push((led, stale.map(|entry| Stale { entry, covers }))),
                 Lease::Fill { ticket, stale: Some(entry) } if revalidating(&led.target, &entry) => {
-                    self.land(led.pilot, Ok(stale(entry.clone())), covers, Duration::ZERO);
+                    self.land(led.pilot, Ok(stale(entry)), covers, Duration::ZERO);
                     let (pilot, ticket, forward) = (None, Some(ticket), Forward::Stale);
-                    sorted.load.push(Job { target: led.target, pilot, ticket, stale: Some(entry), forward });
+                    sorted.load.push(Job { target: led.target, pilot, ticket, stale: None, forward });
                 }
                 Lease::Fill { ticket, stale } => {
                     let forward = if stale.is_some() { Forward::Stale } else { Forward::Miss };
                     let (pilot, ticket) = (Some(led.pilot), Some(ticket));
+                    let stale = stale.map(|entry| Stale { entry, covers });
                     sorted.load.push(Job { target: led.target, pilot, ticket, stale, forward });
                 }
             }
@@ -109,11 +116,11 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
     }
 
     /// Waits for other processes' fills; takes over where a lock ends, and goes past those that take too long.
-    async fn wait(&self, mut waiting: Vec<(Led, Option<Entry>)>) {
+    async fn wait(&self, mut waiting: Vec<(Led, Option<Stale>)>) {
         let mut pause = FIRST_PAUSE;
         while !waiting.is_empty() {
             if self.began.elapsed() > self.core.limits.wait {
-                let past = |(led, stale): (Led, Option<Entry>)| Job { stale, ..led.unstored(Forward::Miss) };
+                let past = |(led, stale): (Led, Option<Stale>)| Job { stale, ..led.unstored(Forward::Miss) };
                 self.load(waiting.into_iter().map(past).collect()).await;
                 return;
             }
@@ -122,7 +129,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
             let covers: Vec<u32> = waiting.iter().map(|(led, _)| led.pilot.advance()).collect();
             let places: Vec<Place<'_>> = waiting.iter().map(|(led, _)| led.target.place()).collect();
             let Ok(lookups) = self.core.asked("get_many", self.core.cache.read_many(&places)).await else {
-                let past = |(led, stale): (Led, Option<Entry>)| Job { stale, ..led.unstored(Forward::Bypass) };
+                let past = |(led, stale): (Led, Option<Stale>)| Job { stale, ..led.unstored(Forward::Bypass) };
                 self.load(waiting.into_iter().map(past).collect()).await;
                 return;
             };
@@ -162,6 +169,13 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
         let database = started.elapsed();
         let loaded = match loaded {
             Ok(loaded) => loaded,
+            // One value that the database can't read must not cost the others their answer.
+            Err(StoreError::BadValue(_)) if jobs.len() > 1 => {
+                let rest = jobs.split_off(jobs.len() / 2);
+                Box::pin(self.load(jobs)).await;
+                Box::pin(self.load(rest)).await;
+                return;
+            }
             Err(error) => {
                 self.give_back(&jobs).await;
                 for job in jobs {
@@ -246,12 +260,14 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
     fn failed(&self, job: Job, error: &StoreError, database: Duration) {
         let Some(pilot) = job.pilot else { return };
         let grace = job.target.policy().stale_if_error;
-        let result = match job.stale {
-            Some(entry) if error.is_outage() && within(&entry, grace) => Ok(stale(entry)),
-            _ => Err(error.clone()),
-        };
-        // An error is good for everybody: it is older for none.
-        self.land(pilot, result, u32::MAX, database);
+        match job.stale {
+            // Whoever came later may have come after a write that took it away: they ask again.
+            Some(Stale { entry, covers }) if error.is_outage() && within(&entry, grace) => {
+                self.land(pilot, Ok(stale(entry)), covers, database);
+            }
+            // An error is good for everybody: it is older for none.
+            _ => self.land(pilot, Err(error.clone()), u32::MAX, database),
+        }
     }
 
     fn land(&self, pilot: Pilot, result: Result<Landed, StoreError>, covers: u32, database: Duration) {

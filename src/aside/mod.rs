@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
@@ -68,6 +69,8 @@ struct Core<C, S> {
     metrics: Arc<Metrics>,
     /// Where flights and writes run, whatever becomes of the request that began them.
     runtime: Handle,
+    /// Writes under way: a commit whose invalidation was not sent yet must not be left behind.
+    writes: TaskTracker,
 }
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
@@ -75,7 +78,15 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     #[must_use]
     pub fn new(cache: C, store: S, limits: Limits, metrics: Arc<Metrics>) -> Self {
         let flights = Flights::default();
-        let core = Core { cache: cache.clone(), store, flights, limits, metrics, runtime: Handle::current() };
+        let core = Core {
+            cache: cache.clone(),
+            store,
+            flights,
+            limits,
+            metrics,
+            runtime: Handle::current(),
+            writes: TaskTracker::new(),
+        };
         Self { core: Arc::new(core), cache }
     }
 
@@ -96,6 +107,22 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
 }
 
 impl<S: Store + 'static> Aside<AnyCache, S> {
+    /// Waits until every write that was begun has ended and the cache was told of all of them, for `patience` at most.
+    pub async fn settle(&self, patience: Duration) {
+        self.core.writes.close();
+        let settled = async {
+            self.core.writes.wait().await;
+            while self.core.cache.owes() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(patience, settled).await.is_err() {
+            tracing::error!(
+                "stopping although the cache was not told of every write: entries may be stale until their TTL ends"
+            );
+        }
+    }
+
     /// The same, with lookups over a connection of the runtime that calls this.
     #[must_use]
     pub fn attach(&self) -> Self {

@@ -13,8 +13,10 @@ use crate::catalog::Target;
 use crate::store::Store;
 use crate::telemetry::Outcome;
 
+/// How long a flight waits for those who were too late for the one before.
+const GATHER: Duration = Duration::from_millis(2);
 /// So many flights in a row may end without a landing before a reader gives up.
-const LOST: u32 = 3;
+pub(super) const LOST: u32 = 3;
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     /// Reads one row or list.
@@ -44,6 +46,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
             path = self.invalidated(target).await;
         }
         let mut lost = 0;
+        let mut late = false;
         loop {
             let looked = Instant::now();
             // A refresh looks again only if it was too late for somebody else's load: what it then finds was loaded
@@ -65,11 +68,14 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
             let (led, passenger) = self.core.board(target);
             let leads = led.is_some();
             if let Some(led) = led {
-                self.core.fly(vec![led], path == Path::Bypass);
+                self.core.fly(vec![led], path == Path::Bypass, late);
             }
             match timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)? {
                 Arrived::Covered(landing) => return self.core.arrived(target, path, landing, leads, cache),
-                Arrived::TooEarly => path = path.again(),
+                Arrived::TooEarly => {
+                    path = path.again();
+                    late = true;
+                }
                 Arrived::Lost => {
                     lost += 1;
                     if lost == LOST {
@@ -135,8 +141,16 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
     }
 
     /// Starts flights that no request's end can stop.
-    pub(super) fn fly(self: &std::sync::Arc<Self>, led: Vec<Led>, bypass: bool) {
-        self.runtime.spawn(fill::run(std::sync::Arc::clone(self), led, bypass));
+    ///
+    /// `gather`: others were too late for the flight before this one, as its leader was; they get a moment to board.
+    pub(super) fn fly(self: &std::sync::Arc<Self>, led: Vec<Led>, bypass: bool, gather: bool) {
+        let core = std::sync::Arc::clone(self);
+        self.runtime.spawn(async move {
+            if gather {
+                tokio::time::sleep(GATHER).await;
+            }
+            fill::run(core, led, bypass).await;
+        });
     }
 
     pub(super) fn arrived(

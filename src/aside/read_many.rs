@@ -8,14 +8,11 @@ use tokio::time::timeout_at;
 use super::Aside;
 use super::answer::{Answer, Ask, ReadError, Status};
 use super::flight::Arrived;
-use super::read::Path;
+use super::read::{LOST, Path};
 use crate::cache::{Cache, Lookup, Place};
 use crate::catalog::Target;
 use crate::store::Store;
 use crate::telemetry::Outcome;
-
-/// A batch starts again for keys whose flight it came too late for; so often at most.
-const ROUNDS: u32 = 16;
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     /// Reads rows of one resource, answering in their order. A key that is asked for twice is read once.
@@ -56,7 +53,8 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
         let mut answers: Vec<Option<Answer>> = vec![None; distinct.len()];
         let mut open: Vec<usize> = (0..distinct.len()).collect();
         let mut path = if ask.refresh { self.all_invalidated(&distinct).await } else { Path::Lookup };
-        for _ in 0..ROUNDS {
+        let mut lost = 0;
+        for round in 0.. {
             let looked = Instant::now();
             if matches!(path, Path::Lookup | Path::Again) {
                 let asked: Vec<Place<'_>> = open.iter().map(|index| distinct[*index].place()).collect();
@@ -88,16 +86,20 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
                 led.extend(pilot);
             }
             if !led.is_empty() {
-                self.core.fly(led, path == Path::Bypass);
+                self.core.fly(led, path == Path::Bypass, round > 0);
             }
             for (index, leads, passenger) in passengers {
                 let arrived = timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)?;
-                if let Arrived::Covered(landing) = arrived {
-                    answers[index] = Some(self.core.arrived(distinct[index], path, landing, leads, cache)?);
+                match arrived {
+                    Arrived::Covered(landing) => {
+                        answers[index] = Some(self.core.arrived(distinct[index], path, landing, leads, cache)?);
+                    }
+                    Arrived::TooEarly => {}
+                    Arrived::Lost => lost += 1,
                 }
             }
             open.retain(|index| answers[*index].is_none());
-            if open.is_empty() {
+            if open.is_empty() || lost >= LOST {
                 break;
             }
             path = path.again();

@@ -1,7 +1,7 @@
 //! One write: to the store, and then, before anybody is told, out of the cache.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Aside, Core};
 use crate::cache::Cache;
@@ -26,7 +26,8 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     /// [`WriteError`]; a cache that can't be reached is none.
     pub async fn write(&self, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
         let (core, resource) = (Arc::clone(&self.core), Arc::clone(resource));
-        let task = self.core.runtime.spawn(async move { core.write(&resource, write).await });
+        let work = async move { core.write(&resource, write).await };
+        let task = self.core.writes.spawn_on(work, &self.core.runtime);
         match task.await {
             Ok(outcome) => outcome,
             Err(ended) => {
@@ -39,7 +40,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
 }
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
-    async fn write(&self, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
+    async fn write(self: &Arc<Self>, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
         let (operation, asked) = match &write {
             Write::Create { .. } => ("create", None),
             Write::Replace { key, .. } => ("replace", Some(key.clone())),
@@ -56,7 +57,8 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
             }
             Err(WriteError::Unknown(written)) => {
                 self.metrics.error("store", "commit_unknown");
-                self.forget(resource, asked, &written).await;
+                self.forget(resource, asked.clone(), &written).await;
+                self.forget_again(resource, asked, &written);
                 Err(WriteError::Unknown(written))
             }
             Err(WriteError::Store(error)) => {
@@ -65,6 +67,18 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
             }
             Err(refused) => Err(refused),
         }
+    }
+
+    /// A commit without an answer may become visible after its invalidation (it waits for a standby, say), and be read
+    /// too early by a fill in between: so the invalidation is repeated for a while.
+    fn forget_again(self: &Arc<Self>, resource: &Arc<Resource>, asked: Option<Key>, written: &Written) {
+        let (core, resource, written) = (Arc::clone(self), Arc::clone(resource), written.clone());
+        self.runtime.spawn(async move {
+            for pause in [1, 4, 25] {
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+                core.forget(&resource, asked.clone(), &written).await;
+            }
+        });
     }
 
     /// Invalidates what a write touched; whether the cache took it.

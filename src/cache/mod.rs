@@ -241,6 +241,15 @@ impl AnyCache {
         }
     }
 
+    /// Whether invalidations that failed wait for delivery.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        match self {
+            Self::Redis(cache) => cache.owes(),
+            Self::Memory(_) => false,
+        }
+    }
+
     /// Whether it can be used now, in words.
     ///
     /// # Errors

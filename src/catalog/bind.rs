@@ -119,11 +119,16 @@ fn judge(table: &Table, declared: &config::Resource, key: &[usize], lists: &[Lis
     }
     let names: Vec<&str> = key.iter().map(|position| column(position).name.as_str()).collect();
     if !table.is_view && !names.is_empty() && !table.is_unique(&names) {
-        problems.push(Problem::warning(format!(
+        let text = format!(
             "no unique index of {} covers the key ({}): where several rows share a key, one of them is served",
             table.name,
             names.join(", ")
-        )));
+        );
+        problems.push(if declared.write.is_empty() {
+            Problem::warning(text)
+        } else {
+            Problem::fatal(format!("{text}, but write: would change all of them"))
+        });
     }
     for position in key {
         let column = column(position);

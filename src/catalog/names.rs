@@ -84,6 +84,10 @@ fn split(text: &str) -> Result<Vec<String>, String> {
 /// The candidate closest to `name`, if one is close enough to have been meant.
 #[must_use]
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // Longer ones come from no human hand, and comparing takes time by the product of the lengths.
+    if name.len() > 64 {
+        return None;
+    }
     let lower = name.to_lowercase();
     candidates
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))

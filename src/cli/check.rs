@@ -74,7 +74,7 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
             AnyStore::Sqlite(_) => String::new(),
         };
         Findings::ok(format!("database: {} {version} answers", store.engine()).replace("  ", " ").as_str());
-        for (name, state) in look(&store, config).await.resources {
+        for (name, state) in look(&store, config).await.0.resources {
             let (served, problems) = match state {
                 State::Ready(resource, problems) => {
                     let keys: Vec<&str> = resource.key_columns().map(|column| column.name.as_str()).collect();

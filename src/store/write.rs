@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -11,7 +12,7 @@ use crate::catalog::Key;
 
 /// A row as a client sent it: each value is kept as the text it came in, so that no digit is lost.
 #[derive(Clone, Debug, Default)]
-pub struct Body(Vec<(String, Box<RawValue>)>);
+pub struct Body(IndexMap<String, Box<RawValue>>);
 
 impl Body {
     /// The members, in the order they came.
@@ -23,20 +24,17 @@ impl Body {
     /// The member of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&RawValue> {
-        self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_ref())
+        self.0.get(name).map(AsRef::as_ref)
     }
 
-    /// Sets a member.
+    /// Sets a member; a new one comes last.
     pub fn set(&mut self, name: &str, value: Box<RawValue>) {
-        match self.0.iter_mut().find(|(other, _)| other == name) {
-            Some((_, old)) => *old = value,
-            None => self.0.push((name.to_owned(), value)),
-        }
+        self.0.insert(name.to_owned(), value);
     }
 
     /// Removes a member.
     pub fn remove(&mut self, name: &str) {
-        self.0.retain(|(other, _)| other != name);
+        self.0.shift_remove(name);
     }
 
     /// The JSON object.
@@ -77,10 +75,10 @@ impl<'de> Visitor<'de> for Members {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Body, A::Error> {
         let mut body = Body::default();
         while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
-            if !self.twice && body.get(&name).is_some() {
+            if !self.twice && body.0.contains_key(&name) {
                 return Err(serde::de::Error::custom(format!("the member {name:?} stands twice")));
             }
-            body.set(&name, value);
+            body.0.insert(name, value);
         }
         Ok(body)
     }
@@ -109,12 +107,13 @@ fn merge(target: Option<&RawValue>, patch: &RawValue, depth: usize) -> serde_jso
         Some(target) if target.get().starts_with('{') => object(target)?,
         _ => Body::default(),
     };
-    for (name, value) in object(patch)?.iter() {
-        if value.get() == "null" {
-            merged.remove(name);
-        } else {
-            let value = merge(merged.get(name), value, depth + 1)?;
-            merged.set(name, value);
+    let patch = object(patch)?;
+    // In one pass: removing one by one would take time by the square of a hostile patch.
+    merged.0.retain(|name, _| patch.get(name).is_none_or(|value| value.get() != "null"));
+    for (name, value) in patch.0 {
+        if value.get() != "null" {
+            let value = merge(merged.get(&name), &value, depth + 1)?;
+            merged.0.insert(name, value);
         }
     }
     RawValue::from_string(merged.to_json())

@@ -177,11 +177,11 @@ impl App {
         self.ask(Method::DELETE, path).send().await
     }
 
-    /// The value of a metric whose line starts like this; 0 where there is none.
-    pub async fn metric(&self, start: &str) -> f64 {
+    /// The value of a counter whose line starts like this; 0 where there is none.
+    pub async fn metric(&self, start: &str) -> u64 {
         let text = self.get("/metrics").await.text;
         let line = text.lines().find(|line| line.starts_with(start));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
     }
 
     /// Waits for a condition.

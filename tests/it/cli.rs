@@ -24,10 +24,10 @@ fn a_configuration_that_does_not_parse_exits_with_2_and_names_file_line_and_key(
         ),
         (
             "database: { url: \"sqlite::memory:\" }\nresources:\n  fruit:\n    ttl: 10\n",
-            ":4: resources.fruit.ttl: \"10\" lacks a unit",
+            ":4: resources.fruit.ttl: \"10\" has no unit",
         ),
         ("databse: {}\n", ":1: databse: unknown key; did you mean \"database\"?"),
-        ("resources: { fruit: {} }\n", "database.url: is missing"),
+        ("resources: { fruit: {} }\n", "database.url is missing"),
         ("a: [\n", "no valid YAML"),
     ] {
         let file = file(text);

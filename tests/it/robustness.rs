@@ -144,6 +144,8 @@ async fn deep_large_and_odd_bodies_get_a_4xx() {
         format!(r#"{{"id":{}}}"#, "9".repeat(5_000)),
         format!(r#"{{"{}":1}}"#, "k".repeat(5_000)),
         "x".repeat(100_000),
+        // Members by the thousand: no time by their square.
+        format!("{{{}}}", (0..6_000).map(|index| format!(r#""k{index}":1"#)).collect::<Vec<_>>().join(",")),
     ] {
         for (method, path) in [(reqwest::Method::POST, "/api/item"), (reqwest::Method::PATCH, "/api/item/1")] {
             let reply = app.ask(method, path).json(&body).send().await;

@@ -41,7 +41,7 @@ impl Shelf {
         if let (AnyStore::Sqlite(store), Some(schema)) = (&store, schema) {
             store.execute(schema).await.expect("the schema is sound");
         }
-        let resources = look(&store, &config).await.resources;
+        let resources = look(&store, &config).await.0.resources;
         Self { store, resources }
     }
 
@@ -205,7 +205,7 @@ async fn a_statement_that_takes_too_long_is_ended_by_the_database_itself() {
     );
     let config = Config::from_yaml(&text, "test", &Env::default()).expect("it is sound");
     let store = open_store(&config.database).expect("the URL is sound");
-    let State::Ready(slow, _) = &look(&store, &config).await.resources["slow"] else { panic!("it is served") };
+    let State::Ready(slow, _) = &look(&store, &config).await.0.resources["slow"] else { panic!("it is served") };
     let target = slow.row(vec!["1".into()]).expect("it is a key");
     let What::Row(key) = target.what() else { unreachable!("a row was asked for") };
     assert_eq!(store.rows(slow, &[key]).await, Err(StoreError::TimedOut));

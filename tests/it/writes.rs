@@ -188,3 +188,19 @@ async fn concurrent_readers_never_see_an_acknowledged_write_undone() {
         reader.await.expect("no reader saw an older row");
     }
 }
+
+#[tokio::test]
+async fn a_delete_by_another_spelling_takes_the_cached_row_too() {
+    let world = World::new(
+        "CREATE EXTENSION citext; CREATE TABLE tag (k citext PRIMARY KEY, v int); INSERT INTO tag VALUES ('Foo', 1);",
+    )
+    .await;
+    let app = world.app("resources: { tag: { write: [update, delete] } }").await;
+    app.get("/api/tag/Foo").await.expect(200);
+    assert_eq!(app.get("/api/tag/Foo").await.source(), "cache");
+    app.patch("/api/tag/fOO", r#"{"v":2}"#).await.expect(200);
+    assert_eq!(app.get("/api/tag/Foo").await.json()["data"]["v"], 2);
+    app.get("/api/tag/Foo").await.expect(200);
+    app.delete("/api/tag/foo").await.expect(204);
+    app.get("/api/tag/Foo").await.expect(404);
+}

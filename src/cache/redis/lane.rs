@@ -5,7 +5,7 @@
 //! is of no use, so a hung server is noticed by the same means as changed generations are. A lane whose looks fail is
 //! thrown away with its connection, because a dead multiplexed connection never recovers by itself.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use deadpool_redis::{Connection, Manager, Pool};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, TlsCertificates, Value};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::script::Scripts;
 use crate::config;
@@ -48,13 +48,19 @@ pub(super) struct Shared {
     /// Looks sent before this moment (in terms of the deadlines they gave) count for nothing.
     pub(super) floor: AtomicU64,
     owed: Mutex<Owed>,
+    delivering: tokio::sync::Mutex<()>,
     address: String,
+    /// The most that one operation may take.
+    pub(super) timeout: Duration,
 }
 
 #[derive(Default)]
 struct Owed {
-    keys: HashSet<String>,
-    everything: bool,
+    /// Each with the number of the failure that it comes from: one that fails again while it is being delivered stays.
+    keys: HashMap<String, u64>,
+    /// All keys, since this failure; zero: not all.
+    everything: u64,
+    failures: u64,
 }
 
 impl Shared {
@@ -83,7 +89,9 @@ impl Shared {
             control_key: format!("{}cache-aside:control", config.key_prefix),
             floor: AtomicU64::new(0),
             owed: Mutex::new(Owed::default()),
+            delivering: tokio::sync::Mutex::default(),
             address,
+            timeout: config.timeout,
         })
     }
 
@@ -99,53 +107,52 @@ impl Shared {
     /// Remembers invalidations that failed. Until they are delivered this process trusts nothing on the node.
     pub(super) fn owe(&self, keys: &[&str]) {
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        if !owed.everything {
-            owed.keys.extend(keys.iter().map(|key| (*key).to_owned()));
-            if owed.keys.len() > OWED_MAX {
-                *owed = Owed { keys: HashSet::new(), everything: true };
-            }
+        owed.failures += 1;
+        let failure = owed.failures;
+        if owed.everything == 0 && owed.keys.len() + keys.len() <= OWED_MAX {
+            owed.keys.extend(keys.iter().map(|key| ((*key).to_owned(), failure)));
+        } else {
+            *owed = Owed { keys: HashMap::new(), everything: failure, failures: failure };
         }
         self.floor.store(u64::MAX, Ordering::Release);
     }
 
+    /// Whether invalidations wait for delivery.
+    pub(super) fn owes(&self) -> bool {
+        self.floor.load(Ordering::Acquire) == u64::MAX
+    }
+
     /// Delivers what is owed. Called after a look, over the connection that it went over.
     async fn deliver(&self, conn: &mut MultiplexedConnection) -> redis::RedisResult<()> {
-        if self.floor.load(Ordering::Acquire) != u64::MAX {
+        if !self.owes() {
             return Ok(());
         }
-        let taken = std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner));
-        let outcome: redis::RedisResult<()> = async {
-            if taken.everything {
-                let epoch = fastrand::u64(1..);
-                return redis::cmd("HSET").arg(&self.control_key).arg("epoch").arg(epoch).query_async(conn).await;
-            }
-            let keys: Vec<&String> = taken.keys.iter().collect();
-            for some in keys.chunks(1000) {
-                let () = redis::cmd("UNLINK").arg(some).query_async(conn).await?;
-            }
-            Ok(())
+        // One lane at a time: another that finds nothing left to send must not restore trust before this one is done.
+        let Ok(_delivering) = self.delivering.try_lock() else { return Ok(()) };
+        let (keys, everything) = {
+            let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+            (owed.keys.clone(), owed.everything)
+        };
+        if everything != 0 {
+            let mut renew = redis::cmd("HSET");
+            renew.arg(&self.control_key).arg("epoch").arg(fastrand::u64(1..));
+            let () = renew.query_async(conn).await?;
         }
-        .await;
+        let names: Vec<&String> = keys.keys().collect();
+        for some in names.chunks(1000) {
+            let () = redis::cmd("UNLINK").arg(some).query_async(conn).await?;
+        }
+        // Only what was sent is forgotten, and only now: whatever came or broke meanwhile is still owed.
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok(()) => {
-                if owed.keys.is_empty() && !owed.everything {
-                    // Under the lock, so that nothing owed meanwhile is forgotten.
-                    self.floor.store(now_ms() + TRUST_MS + 1, Ordering::Release);
-                    tracing::info!(
-                        keys = taken.keys.len(),
-                        everything = taken.everything,
-                        "owed invalidations were delivered"
-                    );
-                }
-                Ok(())
-            }
-            Err(error) => {
-                owed.everything |= taken.everything;
-                owed.keys.extend(taken.keys);
-                Err(error)
-            }
+        owed.keys.retain(|key, failure| keys.get(key) != Some(failure));
+        if owed.everything == everything {
+            owed.everything = 0;
         }
+        if owed.keys.is_empty() && owed.everything == 0 {
+            self.floor.store(now_ms() + TRUST_MS + 1, Ordering::Release);
+            tracing::info!(keys = keys.len(), everything = everything != 0, "owed invalidations were delivered");
+        }
+        Ok(())
     }
 }
 
@@ -205,12 +212,25 @@ pub(super) struct Lane {
     pub(super) live: ArcSwapOption<Live>,
     /// Rings when a request finds the connection dead.
     pub(super) wake: Notify,
+    /// Whether the first attempt to connect is over.
+    tried: watch::Sender<bool>,
 }
 
 impl Lane {
+    /// The connection, once the first attempt to make it is over.
+    pub(super) async fn opened(&self, patience: Duration) -> Option<Arc<Live>> {
+        if !*self.tried.borrow() {
+            let mut tried = self.tried.subscribe();
+            // Either way, what counts is whether there is a connection.
+            let _ = tokio::time::timeout(patience, tried.wait_for(|tried| *tried)).await;
+        }
+        self.live.load_full()
+    }
+
     /// Opens a lane in the current runtime.
     pub(super) fn open(shared: &Arc<Shared>) -> Arc<Self> {
-        let lane = Arc::new(Self { live: ArcSwapOption::empty(), wake: Notify::new() });
+        let lane =
+            Arc::new(Self { live: ArcSwapOption::empty(), wake: Notify::new(), tried: watch::Sender::new(false) });
         let (shared, weak) = (Arc::clone(shared), Arc::downgrade(&lane));
         tokio::spawn(async move {
             let mut failures = 0_u32;
@@ -220,10 +240,11 @@ impl Lane {
                         let live = Arc::new(live);
                         let Some(lane) = weak.upgrade() else { break };
                         lane.live.store(Some(Arc::clone(&live)));
+                        lane.tried.send_replace(true);
                         drop(lane);
                         tracing::info!(cache = shared.address, "connected to the cache");
                         failures = 0;
-                        let reason = watch(&shared, &live, &weak).await;
+                        let reason = keep_looking(&shared, &live, &weak).await;
                         if let Some(lane) = weak.upgrade() {
                             lane.live.store(None);
                             tracing::warn!(cache = shared.address, reason, "lost the cache; reads go to the database");
@@ -236,6 +257,9 @@ impl Lane {
                             tracing::warn!(cache = shared.address, %error, "can't reach the cache; trying again");
                         }
                         failures += 1;
+                        if let Some(lane) = weak.upgrade() {
+                            lane.tried.send_replace(true);
+                        }
                     }
                 }
                 let pause = BACKOFF.min(Duration::from_millis(20 << failures.min(5)));
@@ -290,7 +314,7 @@ fn major_version(info: &Value) -> Option<u32> {
 }
 
 /// Looks until the connection is of no use any more, and says why.
-async fn watch(shared: &Shared, live: &Live, lane: &std::sync::Weak<Lane>) -> &'static str {
+async fn keep_looking(shared: &Shared, live: &Live, lane: &std::sync::Weak<Lane>) -> &'static str {
     let mut strikes = 0;
     loop {
         let Some(strong) = lane.upgrade() else { return "not needed any more" };

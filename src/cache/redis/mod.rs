@@ -54,7 +54,7 @@ impl RedisCache {
     ///
     /// What it is not.
     pub fn health(&self) -> Result<(), CacheError> {
-        let live = self.live()?;
+        let live = self.lane.live.load_full().ok_or(CacheError::Disconnected)?;
         self.trusted(live.trust.load(Ordering::Acquire))
     }
 
@@ -64,12 +64,18 @@ impl RedisCache {
     ///
     /// [`CacheError`] where it did not answer.
     pub async fn info(&self) -> Result<String, CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
         match self.ask(&live, redis::cmd("INFO")).await? {
             Value::BulkString(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
             Value::VerbatimString { text, .. } | Value::SimpleString(text) => Ok(text),
             _ => Err(CacheError::Refused),
         }
+    }
+
+    /// Whether invalidations that failed wait for delivery.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.shared.owes()
     }
 
     /// The number of open connections.
@@ -78,8 +84,13 @@ impl RedisCache {
         self.shared.connections()
     }
 
-    fn live(&self) -> Result<Arc<Live>, CacheError> {
-        self.lane.live.load_full().ok_or(CacheError::Disconnected)
+    /// The connection. A lane that is new is given the time of one operation to open: the first requests after a
+    /// start need not go past a cache that is there.
+    async fn live(&self) -> Result<Arc<Live>, CacheError> {
+        match self.lane.live.load_full() {
+            Some(live) => Ok(live),
+            None => self.lane.opened(self.shared.timeout).await.ok_or(CacheError::Disconnected),
+        }
     }
 
     /// Compares a deadline that was loaded before a command was sent with the time its reply is used.
@@ -232,7 +243,7 @@ fn millis(duration: Duration) -> u64 {
 
 impl Cache for RedisCache {
     async fn read(&self, place: Place<'_>) -> Result<Lookup, CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
         let deadline = live.trust.load(Ordering::Acquire);
         let mut get = Cmd::with_capacity(2, 16 + place.key.len());
         get.arg("GET").arg(place.key);
@@ -242,7 +253,7 @@ impl Cache for RedisCache {
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
         let deadline = live.trust.load(Ordering::Acquire);
         let mut pipe = Pipeline::with_capacity(places.len());
         for place in places {
@@ -254,7 +265,7 @@ impl Cache for RedisCache {
     }
 
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
         let deadline = live.trust.load(Ordering::Acquire);
         // A lease on a memory that can't be trusted would only make others wait.
         self.trusted(deadline)?;
@@ -299,7 +310,7 @@ impl Cache for RedisCache {
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
         let mut pipe = Pipeline::with_capacity(held.len());
         for (place, ticket) in held {
             pipe.add_command(self.shared.scripts.renew(place.key, &ticket.fence.0, millis(lock)));
@@ -308,7 +319,8 @@ impl Cache for RedisCache {
     }
 
     async fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
+        let deadline = live.trust.load(Ordering::Acquire);
         let now = live.cache_now();
         let mut pipe = Pipeline::with_capacity(fills.len());
         for (place, ticket, fill) in fills {
@@ -323,11 +335,14 @@ impl Cache for RedisCache {
             Value::BulkString(word) if word == b"gone" => Ok(Filled::Gone),
             _ => Err(CacheError::Refused),
         };
-        replies.into_iter().map(read).collect()
+        let verdicts = replies.into_iter().map(read).collect();
+        // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
+        self.trusted(deadline)?;
+        verdicts
     }
 
     async fn release(&self, held: &[(Place<'_>, Ticket)]) -> Result<(), CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
         let mut pipe = Pipeline::with_capacity(held.len());
         for (place, ticket) in held {
             pipe.add_command(self.shared.scripts.release(place.key, &ticket.fence.0));
@@ -337,7 +352,7 @@ impl Cache for RedisCache {
 
     async fn invalidate(&self, keys: &[&str]) -> Result<(), CacheError> {
         let outcome = async {
-            let live = self.live()?;
+            let live = self.live().await?;
             let mut cmd = redis::cmd("UNLINK");
             cmd.arg(keys);
             self.ask(&live, cmd).await.map(drop)
@@ -351,7 +366,7 @@ impl Cache for RedisCache {
     }
 
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
         let mut cmd = redis::cmd("HSET");
         cmd.arg(&self.shared.control_key).arg(Control::field(resource)).arg(fastrand::u64(1..));
         self.ask(&live, cmd).await?;
@@ -362,7 +377,7 @@ impl Cache for RedisCache {
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {
-        let live = self.live()?;
+        let live = self.live().await?;
         let mut get = redis::cmd("GET");
         get.arg(place.key);
         let value = self.ask(&live, get).await?;

@@ -69,7 +69,7 @@ impl Connect for Connector {
     fn connect(&self, _: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), Error>> {
         let (config, tls, setup) = (self.config.clone(), self.tls.clone(), self.setup.clone());
         // Wherever the request came from: a connection dies with the runtime that drives it, and workers end one by one.
-        let made = self.runtime.spawn(async move {
+        let connecting = async move {
             let (client, connection) = config.connect(tls).await?;
             let driver = tokio::spawn(async move {
                 if let Err(error) = connection.await {
@@ -78,12 +78,14 @@ impl Connect for Connector {
             });
             client.batch_execute(&setup).await?;
             Ok((client, driver))
-        });
+        };
+        // Bounded in here too: whoever waits may give up, and this task would go on.
+        let made = self.runtime.spawn(tokio::time::timeout(super::CONNECT, connecting));
         async move {
             match made.await {
-                Ok(outcome) => outcome,
-                // The runtime is shutting down, and whoever waits with it; the wait for a connection is bounded.
-                Err(_) => std::future::pending().await,
+                Ok(Ok(outcome)) => outcome,
+                // It took too long, or the runtime is shutting down. Whoever waits is bounded by the same time.
+                Ok(Err(_)) | Err(_) => std::future::pending().await,
             }
         }
         .boxed()

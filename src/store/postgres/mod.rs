@@ -152,6 +152,13 @@ impl PostgresStore {
             match tokio::time::timeout(self.inner.statement_timeout + SLACK, run).await {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(_)) if checked.client.is_closed() && !retried => retried = true,
+                // The server ends connections before it goes; the driver may not have seen the end yet.
+                Ok(Err(failed))
+                    if !retried && failed.code().is_some_and(|code| matches!(code.code(), "57P01" | "57P02")) =>
+                {
+                    drop(Object::take(checked.client));
+                    retried = true;
+                }
                 Ok(Err(failed)) => {
                     if failed.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) && !retried {
                         // "cached plan must not change result type": the table was altered.
@@ -212,8 +219,11 @@ fn error(error: tokio_postgres::Error) -> StoreError {
         "57014" => StoreError::TimedOut,
         "42P01" | "42703" | "3F000" | "42704" => StoreError::Changed(said),
         "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "25006" => StoreError::Unavailable(said),
-        code if code.starts_with("08") => StoreError::Unavailable(said),
-        code if code.starts_with("22") => StoreError::BadValue(refusal.message().to_owned()),
+        code if code.starts_with("08") || code.starts_with("53") || code == "55P03" => StoreError::Unavailable(said),
+        // The statement was prepared and ran before: only the value can be at fault (an `ltree` key, a deep document).
+        code if code.starts_with("22") || code.starts_with("54") || code == "42601" => {
+            StoreError::BadValue(refusal.message().to_owned())
+        }
         _ => StoreError::Refused(said),
     }
 }

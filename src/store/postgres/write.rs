@@ -19,6 +19,8 @@ type Params<'a> = Vec<(&'a (dyn ToSql + Sync), Type)>;
 /// A row as it was before the write, locked.
 struct Before {
     json: bytes::Bytes,
+    /// As the database spells it, which may not be how it was asked for.
+    key: Key,
     lists: Vec<(usize, String)>,
     /// The documents in JSON columns that a merge needs, in the order they were asked for.
     documents: Vec<Option<String>>,
@@ -120,7 +122,7 @@ async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Writ
     let Some(body) = body else {
         let statement = format!("DELETE FROM {} AS t WHERE {}", sql::table(&resource.table), sql::by_key(resource, 1));
         transaction.execute_typed(&statement, &key_params(key)).await?;
-        return Ok(Written { row: None, key: key.clone(), lists: before.lists });
+        return Ok(Written { row: None, key: before.key, lists: before.lists });
     };
     let mut body = body.clone();
     for (column, document) in documents.iter().zip(&before.documents) {
@@ -137,7 +139,7 @@ async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Writ
     }
     let mut written = update(transaction, resource, key, &body, merging).await?.unwrap_or(Written {
         row: Some(before.json),
-        key: key.clone(),
+        key: before.key,
         lists: Vec::new(),
     });
     for list in before.lists {
@@ -158,10 +160,10 @@ async fn lock(
     key: &Key,
     documents: &[&Column],
 ) -> Result<Option<Before>, Error> {
-    let lists = list_texts(resource);
+    let (keys, lists) = (key_texts(resource), list_texts(resource));
     let documents: String = documents.iter().map(|column| format!(", t.{}::text", sql::quote(&column.name))).collect();
     let statement = format!(
-        "SELECT {}{lists}{documents} FROM {} AS t WHERE {} LIMIT 1 FOR UPDATE OF t",
+        "SELECT {}{keys}{lists}{documents} FROM {} AS t WHERE {} LIMIT 1 FOR UPDATE OF t",
         sql::json(resource),
         sql::table(&resource.table),
         sql::by_key(resource, 1)
@@ -169,10 +171,12 @@ async fn lock(
     let Some(row) = transaction.query_typed(&statement, &key_params(key)).await?.into_iter().next() else {
         return Ok(None);
     };
-    let first = 1 + resource.lists.len();
+    let keys = resource.key.len();
+    let first = 1 + keys + resource.lists.len();
     Ok(Some(Before {
         json: row.try_get::<_, Text>(0)?.0,
-        lists: lists_of(&row, resource, 1)?,
+        key: key_of(&row, keys)?,
+        lists: lists_of(&row, resource, 1 + keys)?,
         documents: (first..row.len()).map(|index| row.try_get(index)).collect::<Result<_, _>>()?,
     }))
 }
@@ -192,16 +196,24 @@ fn lists_of(row: &Row, resource: &Resource, first: usize) -> Result<Vec<(usize, 
 }
 
 fn returning(resource: &Resource) -> String {
-    let keys: String = resource.key_columns().map(|column| format!(", {}", sql::text(column))).collect();
-    format!("RETURNING {}{keys}{}", sql::json(resource), list_texts(resource))
+    format!("RETURNING {}{}{}", sql::json(resource), key_texts(resource), list_texts(resource))
+}
+
+fn key_texts(resource: &Resource) -> String {
+    resource.key_columns().map(|column| format!(", {}", sql::text(column))).collect()
+}
+
+/// The key, which stands right after the row.
+fn key_of(row: &Row, parts: usize) -> Result<Key, Error> {
+    let texts = (1..=parts).map(|index| row.try_get::<_, Option<String>>(index).map(Option::unwrap_or_default));
+    Ok(Key::from_database(texts.collect::<Result<_, _>>()?))
 }
 
 fn written(row: &Row, resource: &Resource) -> Result<Written, Error> {
     let keys = resource.key.len();
-    let key = (1..=keys).map(|index| row.try_get::<_, Option<String>>(index).map(Option::unwrap_or_default));
     Ok(Written {
         row: Some(row.try_get::<_, Text>(0)?.0),
-        key: Key::from_database(key.collect::<Result<_, _>>()?),
+        key: key_of(row, keys)?,
         lists: lists_of(row, resource, 1 + keys)?,
     })
 }
@@ -300,12 +312,12 @@ async fn explain(store: &PostgresStore, resource: &Resource, write: &Write, fail
             columns: constrained(store, resource, constraint).await,
             detail: "another row has this value already".into(),
         },
-        "23503" if matches!(write, Write::Delete { .. }) => {
+        "23503" | "23001" if matches!(write, Write::Delete { .. }) => {
             WriteError::Conflict { columns: vec![], detail: "other rows refer to this one".into() }
         }
         "23503" => WriteError::Violation {
             columns: constrained(store, resource, constraint).await,
-            detail: "there is no row that it refers to".into(),
+            detail: "it refers to a row that is not there, or other rows refer to it".into(),
         },
         "23502" if !column.is_empty() => {
             WriteError::Violation { columns: column, detail: "a value is required".into() }
@@ -321,6 +333,10 @@ async fn explain(store: &PostgresStore, resource: &Resource, write: &Write, fail
         code if code.starts_with("22") || code.starts_with("23") || code.starts_with("54") => WriteError::Violation {
             columns: culprits(store, resource, write).await,
             detail: "the value is not one that the column's type allows".into(),
+        },
+        "42501" => WriteError::Violation {
+            columns: vec![],
+            detail: "a policy or a missing privilege of the database refused it".into(),
         },
         "P0001" => WriteError::Violation { columns: vec![], detail: "a rule of the database refused it".into() },
         "40001" | "40P01" => StoreError::Unavailable("too much contention".into()).into(),

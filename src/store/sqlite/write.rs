@@ -32,7 +32,7 @@ fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Write) -> 
         transaction
             .execute(&sql, params_from_iter(key_values(resource, key)))
             .map_err(|error| refused(error, resource, true))?;
-        return Ok(Written { row: None, key: key.clone(), lists: before.lists });
+        return Ok(Written { row: None, key: Key::from_database(before.key), lists: before.lists });
     };
     let after = update(transaction, resource, key, body, matches!(write, Write::Merge { .. }))?;
     let mut lists = before.lists;
