@@ -177,7 +177,9 @@ async fn soft(cache: &AnyCache, other: &AnyCache, key: &str) {
     let held = ticket(cache, key).await;
     fill(cache, key, held, value("old", Duration::from_millis(1), Duration::from_mins(1))).await;
     until(cache, key, |lookup| matches!(lookup, Lookup::Soft(_))).await;
-    let Lease::Fill { ticket: refresh, stale: Some(stale) } = lease_soft(cache, key).await else { panic!("it is soft") };
+    let Lease::Fill { ticket: refresh, stale: Some(stale) } = lease_soft(cache, key).await else {
+        panic!("it is soft")
+    };
     assert_eq!(stale.payload, "old");
     assert!(stale.ttl_ms <= 0, "{stale:?}");
     assert!(matches!(lease(other, key).await, Lease::Wait { stale: Some(_) }), "one refresher at a time");
