@@ -13,10 +13,10 @@ lint:
 	cargo clippy --locked --all-targets -- -D warnings
 
 servers: ## Install PostgreSQL and Redis from Debian's packages, where they are missing
-	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v redis-server setpriv >/dev/null || { \
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v redis-server >/dev/null && command -v setpriv >/dev/null && command -v openssl >/dev/null || { \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -q --no-install-recommends \
-	    postgresql postgresql-contrib redis-server util-linux; }
+	    postgresql redis-server util-linux openssl; }
 
 bench: servers ## What lanes save against checking a connection out for every read
 	cargo bench --locked

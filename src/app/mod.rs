@@ -28,6 +28,9 @@ use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
 
+/// Longer than load balancers keep idle connections, so that they close them and never write into one that just closed.
+const KEEP_ALIVE: Duration = Duration::from_mins(2);
+
 /// A service that is built and listens, but does not answer yet.
 pub struct App {
     servers: Vec<Server>,
@@ -107,7 +110,7 @@ impl App {
                 .configure(http::api(&front, management.is_none()))
         });
         let grace = server.shutdown_timeout.as_secs().max(1);
-        servers.push(api.disable_signals().shutdown_timeout(grace).listen(listener)?.run());
+        servers.push(api.keep_alive(KEEP_ALIVE).disable_signals().shutdown_timeout(grace).listen(listener)?.run());
         if let Some(address) = management {
             let listener = listen(address)?;
             addresses.push(listener.local_addr()?);

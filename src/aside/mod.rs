@@ -18,6 +18,8 @@ mod flight;
 mod invalidate;
 mod read;
 mod read_many;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::sync::Arc;

@@ -57,3 +57,21 @@ async fn what_is_off_is_off_for_everybody() {
     app.delete("/api/item/1").await.expect(403);
     app.delete("/admin/cache/item/1").await.expect(204);
 }
+
+#[tokio::test]
+async fn pages_of_the_configured_origins_may_call_and_others_may_not() {
+    let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
+    let config = world.config("resources: { item: {} }\n")
+        + "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, cors_origins: [\"https://shop.example\"] }\n";
+    let app = crate::app::App::start(&config).await;
+    let from = |origin: &str| app.ask(Method::GET, "/api/item/1").header("origin", origin);
+    let allowed = from("https://shop.example").send().await.expect(200);
+    assert_eq!(allowed.header("access-control-allow-origin"), "https://shop.example");
+    assert_eq!(from("https://evil.example").send().await.header("access-control-allow-origin"), "");
+    let preflight = app
+        .ask(Method::OPTIONS, "/api/item/1")
+        .header("origin", "https://shop.example")
+        .header("access-control-request-method", "PATCH")
+        .header("access-control-request-headers", "content-type,if-match");
+    preflight.send().await.expect(200);
+}

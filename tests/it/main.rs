@@ -17,4 +17,5 @@ mod shutdown;
 mod stampede;
 mod store_suite;
 mod telemetry;
+mod tls;
 mod writes;

@@ -269,3 +269,33 @@ async fn a_database_that_dies_while_a_table_is_missing_leaves_the_others_served(
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_hangs_leaves_hits_and_ends_misses_and_is_used_again() {
+    let postgres = Postgres::start().await;
+    let database = postgres.create_database().await;
+    database.client().await.batch_execute(SCHEMA).await.expect("the schema is sound");
+    let redis = Redis::start().await;
+    let config = config(&database.url, &redis.url())
+        .replace("database: {", "database: { pool_size: 2, statement_timeout: 300ms,");
+    let app = App::start(&config).await;
+    app.until("cached", hits).await;
+    postgres.pause();
+    let misses: Vec<_> = (50..60)
+        .map(|id| {
+            let (client, url) = (app.client.clone(), format!("{}/api/item/{id}", app.url));
+            tokio::spawn(async move { client.get(url).send().await.expect("it answers").status().as_u16() })
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(app.get("/api/item/1").await.expect(200).source(), "cache");
+    }
+    for miss in misses {
+        let status = miss.await.expect("no reader panics");
+        assert!(status == 503 || status == 504, "{status}");
+    }
+    app.until("unready", async |app| app.get("/readyz").await.status == 503).await;
+    postgres.resume();
+    app.until("used again", async |app| app.get("/api/item/70").await.status == 200).await;
+    app.until("ready", async |app| app.get("/readyz").await.status == 200).await;
+}
