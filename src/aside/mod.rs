@@ -34,7 +34,7 @@ pub use write::Wrote;
 
 use crate::cache::{AnyCache, Cache, CacheError};
 use crate::store::Store;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Throttle};
 
 /// The lock of a lease; a live filler renews it. A dead one delays readers by this much.
 const LOCK: Duration = Duration::from_millis(750);
@@ -73,6 +73,7 @@ struct Core<C, S> {
     runtime: Handle,
     /// Writes under way: a commit whose invalidation was not sent yet must not be left behind.
     writes: TaskTracker,
+    warnings: Throttle,
 }
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
@@ -88,6 +89,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
             metrics,
             runtime: Handle::current(),
             writes: TaskTracker::new(),
+            warnings: Throttle::default(),
         };
         Self { core: Arc::new(core), cache }
     }
@@ -136,7 +138,7 @@ impl<C, S> Core<C, S> {
     /// Times an operation of the cache and counts its error; whoever asked does without.
     async fn asked<T>(
         &self,
-        operation: &str,
+        operation: &'static str,
         asking: impl Future<Output = Result<T, CacheError>>,
     ) -> Result<T, CacheError> {
         let started = Instant::now();
@@ -144,6 +146,9 @@ impl<C, S> Core<C, S> {
         self.metrics.cache_operation(operation, started.elapsed());
         if let Err(error) = outcome {
             self.metrics.error("cache", error.kind());
+            if let Some(kept_back) = self.warnings.pass(operation, error.kind()) {
+                tracing::warn!(operation, %error, kept_back, "the cache could not be asked; doing without");
+            }
         }
         outcome
     }

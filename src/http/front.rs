@@ -16,6 +16,7 @@ use crate::aside::Aside;
 use crate::cache::AnyCache;
 use crate::catalog::{Catalog, Resource, State};
 use crate::store::AnyStore;
+use crate::telemetry::Throttle;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -41,6 +42,8 @@ pub struct Health {
     pub draining: AtomicBool,
     /// Rings when a table was not as the catalog knows it.
     pub look_again: Notify,
+    /// Requests fail by the thousand where one does.
+    pub warnings: Throttle,
 }
 
 impl Default for Health {
@@ -49,6 +52,7 @@ impl Default for Health {
             database: ArcSwap::from_pointee(Err("not asked yet".into())),
             draining: AtomicBool::new(false),
             look_again: Notify::new(),
+            warnings: Throttle::default(),
         }
     }
 }
@@ -103,15 +107,14 @@ impl Front {
                 if problem.look_again() {
                     self.health.look_again.notify_one();
                 }
-                if let Some(cause) = problem.cause() {
-                    let id = id.to_str().unwrap_or_default();
-                    tracing::warn!(
-                        request_id = id,
-                        route,
-                        status = problem.status().as_u16(),
-                        cause,
-                        "a request failed"
-                    );
+                let status = problem.status();
+                let warning = problem.cause().and_then(|cause| {
+                    let kept_back = self.health.warnings.pass(route, status.canonical_reason().unwrap_or_default())?;
+                    Some((cause, kept_back))
+                });
+                if let Some((cause, kept_back)) = warning {
+                    let request_id = id.to_str().unwrap_or_default();
+                    tracing::warn!(request_id, route, status = status.as_u16(), cause, kept_back, "a request failed");
                 }
                 problem.response(id.to_str().unwrap_or_default())
             }
