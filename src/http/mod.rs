@@ -24,7 +24,8 @@ pub use front::{Front, Health, Settings};
 pub fn api(front: &web::Data<Front>, with_management: bool) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
     let front = front.clone();
     move |config| {
-        config.app_data(front).service(web::resource("/api/{tail:.*}").to(api::handle));
+        // A scope with nothing in it but its default: a `{tail:.*}` would be a regular expression at every request.
+        config.app_data(front).service(web::scope("/api").default_service(web::to(api::handle)));
         if with_management {
             paths(config);
         }
@@ -47,5 +48,5 @@ fn paths(config: &mut web::ServiceConfig) {
         .service(web::resource("/livez").to(operations::livez))
         .service(web::resource("/readyz").to(operations::readyz))
         .service(web::resource("/metrics").to(operations::metrics))
-        .service(web::resource("/admin/{tail:.*}").to(admin::handle));
+        .service(web::scope("/admin").default_service(web::to(admin::handle)));
 }
