@@ -241,6 +241,15 @@ impl AnyCache {
         }
     }
 
+    /// Open connections; none for a memory in this process.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        match self {
+            Self::Redis(cache) => cache.connections(),
+            Self::Memory(_) => 0,
+        }
+    }
+
     /// Whether invalidations that failed wait for delivery.
     #[must_use]
     pub fn owes(&self) -> bool {

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{failed, misconfigured, runtime};
-use crate::app::{look, open_cache, open_store};
+use super::{failed, load, misconfigured, runtime, store};
+use crate::app::{look, open_cache};
 use crate::cache::AnyCache;
 use crate::catalog::State;
 use crate::config::{Config, Env, LogFormat};
 use crate::store::{AnyStore, Store};
-use crate::{demo, telemetry};
+use crate::telemetry;
 
 /// Counts what it prints.
 #[derive(Default)]
@@ -35,11 +35,7 @@ impl Findings {
 
 pub(super) fn run(file: Option<&Path>, env: &Env, offline: bool) -> ExitCode {
     telemetry::init_log(LogFormat::Text, env.get("RUST_LOG").or(Some("error")), true);
-    let loaded = Config::load(file, env).and_then(|config| match config {
-        Some(config) => Ok((config, false)),
-        None => demo::config(env).map(|config| (config, true)),
-    });
-    let (config, is_demo) = match loaded {
+    let (config, is_demo) = match load(file, env) {
         Ok(loaded) => loaded,
         Err(error) => return misconfigured(&error),
     };
@@ -62,10 +58,7 @@ pub(super) fn run(file: Option<&Path>, env: &Env, offline: bool) -> ExitCode {
 }
 
 async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> anyhow::Result<()> {
-    let store = open_store(&config.database)?;
-    if let (true, AnyStore::Sqlite(store)) = (is_demo, &store) {
-        store.execute(demo::SQL).await?;
-    }
+    let store = store(config, is_demo).await?;
     if let Err(error) = store.ping().await {
         findings.error(&format!("database: {error}"));
     } else {

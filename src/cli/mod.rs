@@ -3,12 +3,15 @@
 mod check;
 mod serve;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::app::open_store;
 use crate::config::{Config, ConfigError, Env};
+use crate::demo;
+use crate::store::AnyStore;
 
 /// Bad usage, or a configuration that does not parse.
 const USAGE: u8 = 2;
@@ -73,6 +76,23 @@ pub fn run() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// The configuration, and whether it is the demo's because there is none.
+fn load(file: Option<&Path>, env: &Env) -> Result<(Config, bool), ConfigError> {
+    match Config::load(file, env)? {
+        Some(config) => Ok((config, false)),
+        None => Ok((demo::config(env)?, true)),
+    }
+}
+
+/// The configured database; the demo's gets its tables.
+async fn store(config: &Config, is_demo: bool) -> anyhow::Result<AnyStore> {
+    let store = open_store(&config.database)?;
+    if let (true, AnyStore::Sqlite(store)) = (is_demo, &store) {
+        store.execute(demo::SQL).await?;
+    }
+    Ok(store)
 }
 
 fn misconfigured(error: &ConfigError) -> ExitCode {

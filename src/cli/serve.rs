@@ -3,18 +3,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{failed, misconfigured, runtime};
-use crate::app::{App, open_cache, open_store};
+use super::{failed, load, misconfigured, runtime, store};
+use crate::app::{App, open_cache};
 use crate::config::{Config, Env};
-use crate::store::AnyStore;
 use crate::{demo, telemetry};
 
 pub(super) fn run(file: Option<&Path>, env: &Env) -> ExitCode {
-    let loaded = Config::load(file, env).and_then(|config| match config {
-        Some(config) => Ok((config, false)),
-        None => demo::config(env).map(|config| (config, true)),
-    });
-    let (config, is_demo) = match loaded {
+    let (config, is_demo) = match load(file, env) {
         Ok(loaded) => loaded,
         Err(error) => return misconfigured(&error),
     };
@@ -35,10 +30,7 @@ pub(super) fn run(file: Option<&Path>, env: &Env) -> ExitCode {
 }
 
 async fn serve(config: Config, is_demo: bool) -> anyhow::Result<()> {
-    let store = open_store(&config.database)?;
-    if let (true, AnyStore::Sqlite(store)) = (is_demo, &store) {
-        store.execute(demo::SQL).await?;
-    }
+    let store = store(&config, is_demo).await?;
     let cache = open_cache(&config.cache)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -8,7 +8,6 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::front::Front;
 use super::problem::Problem;
-use crate::cache::AnyCache;
 use crate::catalog::State;
 
 /// The process is up and its workers answer.
@@ -103,9 +102,8 @@ pub(super) async fn metrics(request: HttpRequest, front: web::Data<Front>) -> Ht
         set(store.engine(), "in_use", connections.in_use);
         set(store.engine(), "idle", connections.idle);
         set(store.engine(), "waiting", connections.waiting);
-        if let AnyCache::Redis(cache) = front.aside.cache() {
-            set("redis", "in_use", cache.connections());
-        }
+        let cache = front.aside.cache();
+        set(cache.engine(), "in_use", cache.connections());
         // Encoding takes milliseconds where there are many resources: not on a worker that serves hits.
         let encoded = web::block(move || metrics.encode()).await;
         let encoded = encoded.map_err(|error| Problem::internal(error.to_string()))?;

@@ -71,3 +71,21 @@ async fn a_request_that_was_accepted_is_answered_after_sigterm() {
     assert_eq!(read.await.expect("the reader is there"), 200);
     assert_eq!(app.ended().await.code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_write_that_outlived_its_request_is_finished_and_told_to_the_cache_before_the_end() {
+    let world = World::new(
+        "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item VALUES (1, 0);
+         CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.5); RETURN NEW; END $$;
+         CREATE TRIGGER slow BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION slow();",
+    )
+    .await;
+    let config = world.config("resources: { item: { write: [update] } }\n")
+        + "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 400ms }\n";
+    let (mut writer, reader) = (App::start(&config).await, App::start(&config).await);
+    reader.get("/api/item/1").await.expect(200);
+    writer.patch("/api/item/1", r#"{"v":7}"#).await.expect(504);
+    writer.signal("TERM");
+    assert_eq!(writer.ended().await.code(), Some(0));
+    assert_eq!(reader.get("/api/item/1").await.json()["data"]["v"], 7);
+}
