@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{failed, load, misconfigured, runtime, store};
+use super::{failed, load, misconfigured, runtime, say, store};
 use crate::app::{look, open_cache};
 use crate::cache::AnyCache;
 use crate::catalog::State;
@@ -20,16 +20,16 @@ struct Findings {
 
 impl Findings {
     fn ok(what: &str) {
-        println!("ok       {what}");
+        say(format_args!("ok       {what}"));
     }
 
     fn warning(what: &str) {
-        println!("warning  {what}");
+        say(format_args!("warning  {what}"));
     }
 
     fn error(&mut self, what: &str) {
         self.errors += 1;
-        println!("error    {what}");
+        say(format_args!("error    {what}"));
     }
 }
 

@@ -3,6 +3,7 @@
 mod check;
 mod serve;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -68,7 +69,7 @@ pub fn run() -> ExitCode {
         Command::Serve => serve::run(file, &env),
         Command::Check { offline } => check::run(file, &env, offline),
         Command::Schema => {
-            println!("{:#}", Config::json_schema());
+            say(format_args!("{:#}", Config::json_schema()));
             ExitCode::SUCCESS
         }
         Command::Completions { shell } => {
@@ -93,6 +94,11 @@ async fn store(config: &Config, is_demo: bool) -> anyhow::Result<AnyStore> {
         store.execute(demo::SQL).await?;
     }
     Ok(store)
+}
+
+/// Prints a line. Whoever closed the pipe has read enough: `println!` would panic.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn misconfigured(error: &ConfigError) -> ExitCode {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{failed, load, misconfigured, runtime, store};
+use super::{failed, load, misconfigured, runtime, say, store};
 use crate::app::{App, open_cache};
 use crate::config::{Config, Env};
 use crate::{demo, telemetry};
@@ -43,7 +43,7 @@ async fn serve(config: Config, is_demo: bool) -> anyhow::Result<()> {
         tracing::info!(%address, "listening on {address}");
     }
     if let (true, Some(address)) = (is_demo, app.addresses().first()) {
-        println!("{}", demo::invitation(address));
+        say(format_args!("{}", demo::invitation(address)));
     }
     app.run_until_stopped().await
 }
