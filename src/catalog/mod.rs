@@ -14,7 +14,7 @@ mod target;
 
 pub use bind::{Problem, bind, discover};
 pub use key::{Key, KeyError};
-pub use names::{TableName, identifier, nearest};
+pub use names::{TableName, identifier};
 pub use resource::{List, Order, Policy, Resource, Statements};
 pub use served::{Catalog, State};
 pub use table::{Column, Kind, Table};

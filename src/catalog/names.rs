@@ -1,6 +1,7 @@
-//! Names as people write them in a configuration, and the nearest name to a misspelled one.
+//! Names as people write them in a configuration.
 
 use super::Table;
+use crate::config::nearest;
 
 /// A table's name from the configuration: `users`, `shop.users`, `"My Schema"."Users"`.
 ///
@@ -81,21 +82,6 @@ fn split(text: &str) -> Result<Vec<String>, String> {
     Ok(parts)
 }
 
-/// The candidate closest to `name`, if one is close enough to have been meant.
-#[must_use]
-pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // Longer ones come from no human hand, and comparing takes time by the product of the lengths.
-    if name.len() > 64 {
-        return None;
-    }
-    let lower = name.to_lowercase();
-    candidates
-        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
-        .min()
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 4)
-        .map(|(_, candidate)| candidate)
-}
-
 /// The column called `name` in the configuration: exactly, else in lower case as SQL folds it.
 pub(super) fn column(table: &Table, name: &str) -> Result<usize, String> {
     let bare = identifier(name)?;
@@ -113,7 +99,7 @@ pub(super) fn column(table: &Table, name: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{TableName, identifier, nearest};
+    use super::{TableName, identifier};
 
     #[test]
     fn names_are_split_at_dots_outside_quotes() {
@@ -127,13 +113,5 @@ mod tests {
         }
         assert_eq!(identifier("\"a.b\""), Ok("a.b".into()));
         assert!(identifier("\"a\".\"b\"").is_err());
-    }
-
-    #[test]
-    fn only_a_near_name_is_suggested() {
-        let known = ["category_id", "name", "price"];
-        assert_eq!(nearest("categoryid", known.into_iter()), Some("category_id"));
-        assert_eq!(nearest("nmae", known.into_iter()), Some("name"));
-        assert_eq!(nearest("quantity", known.into_iter()), None);
     }
 }

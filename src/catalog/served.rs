@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Problem, Resource, nearest};
+use super::{Problem, Resource};
+use crate::config::nearest;
 
 /// The state of one declared resource.
 #[derive(Clone, Debug)]

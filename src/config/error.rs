@@ -54,7 +54,11 @@ pub(super) fn spell(path: &[String]) -> String {
 }
 
 /// The candidate closest to `name`, if one is close enough to have been meant.
-pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Longer ones come from no human hand, and comparing takes time by the product of the lengths.
+    if name.len() > 64 {
+        return None;
+    }
     let lower = name.to_lowercase();
     candidates
         .into_iter()
@@ -64,4 +68,18 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
         .filter(|(distance, _)| *distance < lower.chars().count())
         .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 4)
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn only_a_near_name_is_suggested() {
+        let known = ["category_id", "name", "price"];
+        assert_eq!(nearest("categoryid", known), Some("category_id"));
+        assert_eq!(nearest("nmae", known), Some("name"));
+        assert_eq!(nearest("quantity", known), None);
+        assert_eq!(nearest(&"name".repeat(100), known), None, "and not searched for at any length");
+    }
 }

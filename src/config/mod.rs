@@ -48,6 +48,7 @@ pub use cache::{Cache, Local};
 pub use database::Database;
 pub use env::Env;
 pub use error::ConfigError;
+pub(crate) use error::nearest;
 pub use invalidation::{Invalidation, InvalidationMode};
 pub use lifetimes::Defaults;
 pub use queries::{Parameter, Query};

@@ -289,6 +289,26 @@ async fn redis_forgets_its_scripts_and_its_data_without_harm() {
 }
 
 #[tokio::test]
+async fn a_control_key_that_says_nothing_is_made_anew() {
+    let redis = Redis::start().await;
+    let cache = connected(&redis, "").await;
+    let held = ticket(&cache, "a").await;
+    fill(&cache, "a", held, lasting("{}")).await;
+    let client = redis::Client::open(redis.url()).expect("the URL is sound");
+    let mut beside = client.get_multiplexed_async_connection().await.expect("it answers");
+    let mut spoil = redis::cmd("HSET");
+    spoil.arg("cache-aside:control").arg("epoch").arg("no number").exec_async(&mut beside).await.expect("it answers");
+    let started = std::time::Instant::now();
+    while cache.read(place("a")).await != Ok(Lookup::Absent) {
+        assert!(started.elapsed() < PATIENCE, "nothing older may count, and what is new must");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let held = ticket(&cache, "b").await;
+    assert_eq!(fill(&cache, "b", held, lasting("{}")).await, Filled::Stored);
+    assert_eq!(payload(&cache, "b").await, "{}");
+}
+
+#[tokio::test]
 async fn foreign_bytes_under_a_key_are_absent_and_replaced() {
     let redis = Redis::start().await;
     let cache = connected(&redis, "").await;

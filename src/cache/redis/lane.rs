@@ -346,23 +346,29 @@ async fn look(shared: &Shared, live: &Live) -> anyhow::Result<()> {
     let mut conn = live.conn.clone();
     let mut pipe = Pipeline::new();
     pipe.cmd("HGETALL").arg(&shared.control_key).cmd("TIME");
-    let sent = now_ms();
-    let (fields, (seconds, micros)): (HashMap<String, String>, (u64, u64)) = pipe.query_async(&mut conn).await?;
-    let control = Control::read(fields);
-    if control.epoch == 0 {
-        // New, flushed or evicted: whatever generations it had are forgotten, so nothing older may count. The next
-        // look, at once, finds what this or another process wrote.
-        let mut renew = redis::cmd("HSETNX");
-        renew.arg(&shared.control_key).arg("epoch").arg(fastrand::u64(1..));
-        let () = renew.query_async(&mut conn).await?;
-        live.trust.store(0, Ordering::Release);
-        return Box::pin(look(shared, live)).await;
+    // A server that evicts whatever it is given must not keep us here.
+    for _ in 0..3 {
+        let sent = now_ms();
+        let (fields, (seconds, micros)): (HashMap<String, String>, (u64, u64)) = pipe.query_async(&mut conn).await?;
+        // Something that is no epoch is replaced; where there is none, whoever comes first makes it.
+        let set = if fields.contains_key("epoch") { "HSET" } else { "HSETNX" };
+        let control = Control::read(fields);
+        if control.epoch == 0 {
+            // New, flushed or evicted: whatever generations it had are forgotten, so nothing older may count. The next
+            // turn finds what this or another process wrote.
+            live.trust.store(0, Ordering::Release);
+            let mut renew = redis::cmd(set);
+            renew.arg(&shared.control_key).arg("epoch").arg(fastrand::u64(1..));
+            let () = renew.query_async(&mut conn).await?;
+            continue;
+        }
+        let server = seconds * 1000 + micros / 1000;
+        let middle = sent.midpoint(now_ms());
+        live.clock.store(server.cast_signed().wrapping_sub(middle.cast_signed()), Ordering::Relaxed);
+        live.control.store(Arc::new(control));
+        live.trust.store(sent + TRUST_MS, Ordering::Release);
+        shared.deliver(&mut conn).await?;
+        return Ok(());
     }
-    let server = seconds * 1000 + micros / 1000;
-    let middle = sent.midpoint(now_ms());
-    live.clock.store(server.cast_signed().wrapping_sub(middle.cast_signed()), Ordering::Relaxed);
-    live.control.store(Arc::new(control));
-    live.trust.store(sent + TRUST_MS, Ordering::Release);
-    shared.deliver(&mut conn).await?;
-    Ok(())
+    anyhow::bail!("the control key {} does not stay in the cache", shared.control_key)
 }
