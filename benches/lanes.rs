@@ -15,7 +15,7 @@ use deadpool_redis::{Manager, Pool};
 
 const READS: usize = 40_000;
 const ROUNDS: usize = 5;
-const PLACE: Place<'static> = Place { key: "bench:1", resource: "bench", shape: 1 };
+const PLACE: Place<'static> = Place { key: "bench:1", resource: "bench", shape: 1, groups: &[] };
 
 struct Server(Child, u16);
 
@@ -96,7 +96,7 @@ async fn main() {
         "database: {{ url: \"sqlite::memory:\" }}\nresources: {{ a: {{}} }}\ncache: {{ url: \"{url}\", timeout: 5s }}"
     );
     let config = Config::from_yaml(&text, "bench", &Env::default()).expect("it is sound");
-    let cache = RedisCache::new(&config.cache).expect("the URL is sound");
+    let cache = RedisCache::new(&config.cache, None).expect("the URL is sound");
     while cache.health().is_err() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -104,7 +104,7 @@ async fn main() {
     let lease = cache.lease(&[PLACE], Duration::from_secs(5)).await.expect("it answers").remove(0);
     let Lease::Fill { ticket, .. } = lease else { panic!("the key is new") };
     let (ttl, grace) = (Duration::from_hours(1), Duration::ZERO);
-    let fill = Fill { etag: entry::etag(&payload), payload, negative: false, truncated: false, ttl, grace };
+    let fill = Fill { etag: entry::etag(&payload), payload, negative: false, truncated: false, ttl, grace, origin: 0 };
     cache.fill(&[(PLACE, ticket, fill)]).await.expect("it answers");
     let manager = Manager::new(url.as_str()).expect("the URL is sound");
     let pool = Pool::builder(manager).max_size(16).build().expect("a pool can be made");

@@ -11,7 +11,9 @@
 //! 6. it fills: accepted if the fence is still there, else refused and counted
 //! 7. all who boarded in time are answered
 //!
-//! A write goes to the [`store`] and then, before its answer, takes the row and its lists out of the [`cache`].
+//! A write goes to the [`store`] and then, before its answer, takes all that it changed out of the [`cache`].
+//! [`invalidation`] brings other writers' changes, and says in the cache how far that got: a hit counts only as long as that
+//! is recent.
 //! [`app`] puts the rooms together from a [`config`]; [`cli`] is what `main` runs.
 
 pub mod cli;
@@ -22,6 +24,7 @@ pub mod http;
 pub mod catalog;
 
 pub mod aside;
+pub mod invalidation;
 
 pub mod cache;
 pub mod store;

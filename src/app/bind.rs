@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::catalog::{self, Catalog, Problem, State, TableName};
-use crate::config::{Config, Resource};
+use crate::catalog::{self, Capture, Catalog, Problem, State, TableName};
+use crate::config::{Config, InvalidationMode, Resource};
 use crate::http::Front;
-use crate::store::{AnyStore, Store, StoreError};
+use crate::store::{AnyStore, Captured, Store, StoreError};
 
 /// Between two looks while something is missing, and between two questions whether the database answers.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Between two looks whether changes are still captured, when all is well.
+const RECHECK: Duration = Duration::from_secs(5);
 
 /// Binds the declared resources, again and again until all are served; and anew whenever a table was not as it was.
 pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
@@ -25,20 +27,32 @@ pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
             catalog.resources.iter().map(|(name, state)| (name.clone(), say(state))).collect();
         for (name, words) in &said {
             if before.get(name) != Some(words) {
-                if let Some(State::Ready(..)) = catalog.resources.get(name) {
-                    tracing::info!(resource = name, "{words}");
-                } else {
-                    tracing::warn!(resource = name, "{words}");
+                match catalog.resources.get(name) {
+                    Some(State::Ready(resource, _)) if resource.capture != Capture::Lacking => {
+                        tracing::info!(resource = name, "{words}");
+                    }
+                    _ => tracing::warn!(resource = name, "{words}"),
                 }
             }
         }
         before = said;
-        let ready = catalog.is_ready();
+        for (name, state) in &catalog.resources {
+            let on = matches!(state, State::Ready(resource, _) if resource.capture == Capture::On);
+            front.aside.metrics().capture.with_label_values(&[name]).set(on.into());
+        }
+        // Before anything of it is served.
+        front.aside.declare(catalog.mappings()).await;
+        let (ready, complete) = (catalog.is_ready(), catalog.is_complete());
         front.catalog.store(Arc::new(catalog));
-        if ready {
-            front.health.look_again.notified().await;
-            // Whoever noticed is not alone.
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        if ready && complete {
+            let again = front.health.look_again.notified();
+            if tokio::time::timeout(if config.watermark().is_some() { RECHECK } else { Duration::MAX }, again)
+                .await
+                .is_ok()
+            {
+                // Whoever noticed is not alone.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         } else {
             tokio::time::sleep(PAUSE).await;
         }
@@ -120,12 +134,62 @@ async fn one(store: &AnyStore, config: &Config, name: &str, declared: &Resource)
         Ok(bound) => bound,
         Err(problems) => return Ok(State::Waiting(problems)),
     };
-    let (resource, more) = store.prepare(resource).await?;
+    let (mut resource, more) = store.prepare(resource).await?;
     problems.extend(more);
     if problems.iter().any(|problem| problem.fatal) {
         return Ok(State::Waiting(problems));
     }
+    if let Some(missing) = depends_on(store, config, &mut resource, &declared.depends_on).await? {
+        return Ok(State::Waiting(vec![missing]));
+    }
+    if config.invalidation.mode != InvalidationMode::None {
+        problems.extend(capture(store, &mut resource).await?);
+    }
     Ok(State::Ready(Arc::new(resource), problems))
+}
+
+/// Resolves the tables that a resource depends on; one that is not there is a problem.
+async fn depends_on(
+    store: &AnyStore,
+    config: &Config,
+    resource: &mut catalog::Resource,
+    names: &[String],
+) -> Result<Option<Problem>, StoreError> {
+    for name in names {
+        let table = match TableName::parse(name) {
+            Ok(table) => table,
+            Err(words) => return Ok(Some(Problem::fatal(format!("depends_on: {words}")))),
+        };
+        match store.describe(&table).await? {
+            Some(described) => resource.depend_on(described.relation(), &config.cache.key_prefix),
+            None => return Ok(Some(Problem::fatal(format!("depends_on: there is no table {table}")))),
+        }
+    }
+    Ok(None)
+}
+
+/// Finds out whether changes by others will be seen, and says so where they won't.
+async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<Vec<Problem>, StoreError> {
+    let wanted = resource.wanted();
+    if wanted.is_empty() {
+        let words = "it is a view without depends_on: changes are seen when the TTL ends";
+        return Ok(vec![Problem::warning(words)]);
+    }
+    let (mut ids, mut problems) = (Vec::new(), Vec::new());
+    let mut lacking = false;
+    for captured in store.captured(&wanted).await? {
+        match captured {
+            Captured::Complete(id) => ids.push(id),
+            Captured::Lacking(words) => {
+                lacking = true;
+                problems.push(Problem::warning(format!("{words}; served past the cache until then")));
+            }
+            Captured::Never(words) => problems.push(Problem::warning(words)),
+        }
+    }
+    resource.captured(&ids, lacking);
+    problems.dedup();
+    Ok(problems)
 }
 
 /// Asks the database now and then whether it answers, for /readyz.

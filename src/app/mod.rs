@@ -23,8 +23,9 @@ use crate::cache::redis::RedisCache;
 use crate::catalog::Catalog;
 use crate::config::{self, Config};
 use crate::http::{self, Front, Gate, Health, Settings};
+use crate::invalidation::{Pace, Rounds};
 use crate::store::AnyStore;
-use crate::store::postgres::PostgresStore;
+use crate::store::postgres::{Feed, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
 
@@ -45,10 +46,11 @@ pub struct App {
 /// # Errors
 ///
 /// A URL or certificate that can't be used.
-pub fn open_cache(config: &config::Cache) -> anyhow::Result<AnyCache> {
-    Ok(match config.url.scheme() {
-        "memory" => AnyCache::Memory(MemoryCache::new(config.local.max_bytes, config.max_entry)),
-        _ => AnyCache::Redis(RedisCache::new(config).context("cache.url can't be used")?),
+pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
+    let (cache, watermark) = (&config.cache, config.watermark());
+    Ok(match cache.url.scheme() {
+        "memory" => AnyCache::Memory(MemoryCache::new(cache.local.max_bytes, cache.max_entry, watermark)),
+        _ => AnyCache::Redis(RedisCache::new(cache, watermark).context("cache.url can't be used")?),
     })
 }
 
@@ -137,14 +139,18 @@ impl App {
     /// A server that fails.
     pub async fn run_until_stopped(self) -> anyhow::Result<()> {
         let front = self.front;
-        let watches = [
+        let mut watches = vec![
             tokio::spawn(bind::watch_catalog(front.clone(), Arc::clone(&self.config))),
             tokio::spawn(bind::watch_database(front.clone())),
             tokio::spawn({
                 let metrics = Arc::clone(front.aside.metrics());
                 async move { metrics.sample().await }
             }),
+            tokio::spawn(watch_staleness(front.clone())),
         ];
+        if let Some(rounds) = rounds(&front, &self.config) {
+            watches.push(tokio::spawn(rounds.run()));
+        }
         for missing in &front.settings.not_built_yet {
             tracing::warn!("{missing}");
         }
@@ -159,6 +165,34 @@ impl App {
         watches.iter().for_each(tokio::task::JoinHandle::abort);
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// What keeps the cache current, where somebody is to.
+fn rounds(front: &Front, config: &Config) -> Option<Rounds> {
+    let (max_staleness, node) = (config.watermark()?, front.aside.cache().node()?);
+    let AnyStore::Postgres(store) = front.aside.store() else { return None };
+    let pace = Pace::new(max_staleness);
+    let feed = Feed::new(store.clone(), pace.patience);
+    Some(Rounds::new(node, feed, pace, Arc::clone(front.aside.metrics()), Arc::clone(&front.health.rounds)))
+}
+
+/// Tells in metrics how far behind the cache may be, and for how long nobody knew.
+async fn watch_staleness(front: Front) {
+    const STEP: Duration = Duration::from_millis(100);
+    let (cache, metrics) = (front.aside.cache(), front.aside.metrics());
+    let node = cache.address();
+    metrics.untrusted(node, Duration::ZERO);
+    let mut before = std::time::Instant::now();
+    loop {
+        tokio::time::sleep(STEP).await;
+        let passed = before.elapsed();
+        before = std::time::Instant::now();
+        if cache.health().is_err() {
+            metrics.untrusted(node, passed);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds, shown to people")]
+        metrics.staleness(node, cache.staleness().map(|milliseconds| milliseconds as f64 / 1000.0));
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Core, LOCK};
 use crate::cache::entry::{self, Entry};
 use crate::cache::{Cache, Fill, Filled, Lease, Lookup, Place, Ticket};
 use crate::catalog::{Key, Target, What};
-use crate::store::{Store, StoreError};
+use crate::store::{Row, Store, StoreError};
 
 /// The first pause between two looks at an entry that another process fills; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -302,6 +302,8 @@ impl Job {
 
 /// What the store gave for one target.
 struct Loaded {
+    /// Which database it was read from.
+    origin: u64,
     payload: Option<Bytes>,
     truncated: bool,
     spelled_as_asked: bool,
@@ -323,7 +325,15 @@ impl Loaded {
         let full = if negative { policy.negative_ttl } else { policy.ttl };
         let ttl = full.mul_f64(1.0 - policy.jitter * fastrand::f64()).max(Duration::from_millis(1));
         let grace = if negative { Duration::ZERO } else { policy.grace() };
-        Fill { etag: entry::etag(&payload), payload, negative, truncated: self.truncated, ttl, grace }
+        Fill {
+            etag: entry::etag(&payload),
+            payload,
+            negative,
+            truncated: self.truncated,
+            ttl,
+            grace,
+            origin: self.origin,
+        }
     }
 }
 
@@ -337,6 +347,7 @@ impl Fill {
             truncated: self.truncated,
             age_ms: 0,
             ttl_ms: i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX),
+            verified: true,
         }
     }
 }
@@ -351,8 +362,8 @@ impl<C, S: Store> Core<C, S> {
             What::List { index, value } => {
                 let list = self.store.list(resource, *index, value).await;
                 let loaded = list.map(|rows| {
-                    let (payload, truncated) = (Some(rows.json), rows.truncated);
-                    vec![Loaded { payload, truncated, spelled_as_asked: true }]
+                    let (payload, truncated, origin) = (Some(rows.json), rows.truncated, rows.origin);
+                    vec![Loaded { origin, payload, truncated, spelled_as_asked: true }]
                 });
                 ("list", loaded)
             }
@@ -365,17 +376,13 @@ impl<C, S: Store> Core<C, S> {
                     })
                     .collect();
                 let operation = if keys.len() == 1 { "row" } else { "rows" };
-                let loaded = self.store.rows(resource, &keys).await.map(|rows| {
-                    rows.into_iter()
-                        .map(|row| match row {
-                            Some(row) => Loaded {
-                                payload: Some(row.json),
-                                truncated: false,
-                                spelled_as_asked: row.spelled_as_asked,
-                            },
-                            None => Loaded { payload: None, truncated: false, spelled_as_asked: true },
-                        })
-                        .collect()
+                let loaded = self.store.rows(resource, &keys).await.map(|batch| {
+                    let origin = batch.origin;
+                    let one = |row: Option<Row>| {
+                        let spelled_as_asked = row.as_ref().is_none_or(|row| row.spelled_as_asked);
+                        Loaded { origin, payload: row.map(|row| row.json), truncated: false, spelled_as_asked }
+                    };
+                    batch.rows.into_iter().map(one).collect()
                 });
                 (operation, loaded)
             }

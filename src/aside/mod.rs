@@ -25,6 +25,7 @@ mod write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
@@ -33,11 +34,15 @@ use flight::Flights;
 pub use write::Wrote;
 
 use crate::cache::{AnyCache, Cache, CacheError};
+use crate::catalog::Mapping;
 use crate::store::Store;
 use crate::telemetry::{Metrics, Throttle};
 
 /// The lock of a lease; a live filler renews it. A dead one delays readers by this much.
 const LOCK: Duration = Duration::from_millis(750);
+
+/// How long a cache may take to be ready for what is newly served; it is served past the cache until then.
+const DECLARED: Duration = Duration::from_secs(1);
 
 /// What bounds the work on one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +79,8 @@ struct Core<C, S> {
     /// Writes under way: a commit whose invalidation was not sent yet must not be left behind.
     writes: TaskTracker,
     warnings: Throttle,
+    /// Which changes concern what is served.
+    mappings: ArcSwap<Vec<Mapping>>,
 }
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
@@ -90,6 +97,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
             runtime: Handle::current(),
             writes: TaskTracker::new(),
             warnings: Throttle::default(),
+            mappings: ArcSwap::default(),
         };
         Self { core: Arc::new(core), cache }
     }
@@ -125,6 +133,14 @@ impl<S: Store + 'static> Aside<AnyCache, S> {
                 "stopping although the cache was not told of every write: entries may be stale until their TTL ends"
             );
         }
+    }
+
+    /// Declares which changes concern what is served from now on: to the cache, which must know it before it is used, and
+    /// to writes.
+    pub async fn declare(&self, mappings: Vec<Mapping>) {
+        let named = mappings.iter().map(|mapping| (mapping.fingerprint(), mapping.clone())).collect();
+        self.core.mappings.store(Arc::new(mappings));
+        self.core.cache.declare(named, DECLARED).await;
     }
 
     /// The same, with lookups over a connection of the runtime that calls this.

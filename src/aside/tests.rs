@@ -13,7 +13,7 @@ use crate::cache::memory::MemoryCache;
 use crate::cache::{Cache, Lookup};
 use crate::catalog::{self, Column, Key, Kind, Problem, Resource, Table, TableName, Target, What};
 use crate::config::{self, Defaults};
-use crate::store::{Row, Rows, Store, StoreError, Write, WriteError, Written};
+use crate::store::{Batch, Captured, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::telemetry::Metrics;
 
 /// What the next load does; each takes a second.
@@ -34,7 +34,7 @@ struct Script {
 }
 
 impl Store for Script {
-    async fn rows(&self, _: &Resource, keys: &[&Key]) -> Result<Vec<Option<Row>>, StoreError> {
+    async fn rows(&self, _: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
         self.loads.fetch_add(1, Ordering::SeqCst);
         let value = self.value.load(Ordering::SeqCst);
         let turn = self.turns.lock().unwrap().pop().unwrap_or(Turn::Value);
@@ -42,9 +42,9 @@ impl Store for Script {
         match turn {
             Turn::Value => {
                 let json = Bytes::from(value.to_string());
-                Ok(vec![Some(Row { json, spelled_as_asked: true }); keys.len()])
+                Ok(Batch { rows: vec![Some(Row { json, spelled_as_asked: true }); keys.len()], origin: 0 })
             }
-            Turn::Absent => Ok(vec![None; keys.len()]),
+            Turn::Absent => Ok(Batch { rows: vec![None; keys.len()], origin: 0 }),
             Turn::Panic => panic!("as the script says"),
             Turn::Down => Err(StoreError::Unavailable("as the script says".into())),
         }
@@ -53,7 +53,7 @@ impl Store for Script {
     async fn write(&self, _: &Resource, write: Write) -> Result<Written, WriteError> {
         let Write::Delete { key, .. } = write else { return Err(WriteError::NotFound) };
         self.value.fetch_add(1, Ordering::SeqCst);
-        Ok(Written { row: None, key, lists: Vec::new() })
+        Ok(Written { row: None, key, lists: Vec::new(), changes: Vec::new() })
     }
 
     async fn describe(&self, _: &TableName) -> Result<Option<Table>, StoreError> {
@@ -70,6 +70,10 @@ impl Store for Script {
 
     async fn list(&self, _: &Resource, _: usize, _: &str) -> Result<Rows, StoreError> {
         Err(StoreError::Busy)
+    }
+
+    async fn captured(&self, _: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -104,7 +108,7 @@ impl Heart {
         let script = Script::default();
         let limits = Limits { max_entry, wait: Duration::from_secs(5) };
         let metrics = Arc::new(Metrics::new().expect("names are unique"));
-        let aside = Aside::new(MemoryCache::new(1 << 20, 1 << 10), script.clone(), limits, metrics);
+        let aside = Aside::new(MemoryCache::new(1 << 20, 1 << 10, None), script.clone(), limits, metrics);
         Self { aside, script, resource: Arc::new(resource) }
     }
 

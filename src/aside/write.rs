@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 use super::{Aside, Core};
 use crate::cache::Cache;
 use crate::catalog::{Key, Resource};
+use crate::invalidation::plan;
 use crate::store::{Store, StoreError, Write, WriteError, Written};
 
+/// Keys that one command drops.
+const CHUNK: usize = 1_000;
+
 /// A write that was committed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Wrote {
     /// What it did.
     pub written: Written,
@@ -81,13 +85,29 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
         });
     }
 
-    /// Invalidates what a write touched; whether the cache took it.
+    /// Invalidates what a write touched; whether the cache took all of it, and it is known what that was.
     async fn forget(&self, resource: &Arc<Resource>, asked: Option<Key>, written: &Written) -> bool {
         let mut targets = vec![resource.row_of(written.key.clone())];
         targets.extend(asked.filter(|key| *key != written.key).map(|key| resource.row_of(key)));
         targets.extend(written.lists.iter().map(|(index, value)| resource.list_of(*index, value.clone())));
-        let keys: Vec<&str> = targets.iter().map(crate::catalog::Target::entry).collect();
-        self.metrics.resource(&resource.name).invalidated_by_write(keys.len() as u64);
-        self.asked("invalidate", self.cache.invalidate(&keys)).await.is_ok()
+        let mut plan = plan(self.mappings.load().iter(), &written.changes);
+        let own = plan.drop.entry(resource.name.to_string()).or_default();
+        own.extend(targets.iter().map(|target| target.entry().to_owned()));
+        let mut told = true;
+        for (name, keys) in plan.drop {
+            self.metrics.resource(&name).invalidated_by_write(keys.len() as u64);
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            for some in keys.chunks(CHUNK) {
+                told &= self.asked("invalidate", self.cache.invalidate(some)).await.is_ok();
+            }
+        }
+        for name in plan.renew {
+            // Other replicas learn of a new generation at their next look: until then they may answer with what was.
+            told = false;
+            self.metrics.resource(&name).invalidated_by_write(1);
+            // Where it fails, the next round does it.
+            let _ = self.asked("purge", self.cache.purge(&name)).await;
+        }
+        told
     }
 }

@@ -44,6 +44,8 @@ pub struct Entry {
     pub age_ms: u64,
     /// Milliseconds until its TTL ends, when it was read; negative past it.
     pub ttl_ms: i64,
+    /// It is known to be as current as was promised. Otherwise it is served only because the database does not answer.
+    pub verified: bool,
 }
 
 /// 128 random bits, new for every attempt to lease. From the operating system: a counter or a seeded generator would
@@ -84,12 +86,17 @@ pub fn check(key: &str) -> u64 {
 
 /// What an entry must have been stored under to be of any use.
 #[must_use]
-pub fn tag(shape: u64, epoch: u64, generation: u64) -> u64 {
+pub fn tag(shape: u64, epoch: u64, generation: u64, groups: &[u64]) -> u64 {
     let mut bytes = [0; 24];
     bytes[..8].copy_from_slice(&shape.to_le_bytes());
     bytes[8..16].copy_from_slice(&epoch.to_le_bytes());
     bytes[16..].copy_from_slice(&generation.to_le_bytes());
-    xxh3_64(&bytes)
+    groups.iter().fold(xxh3_64(&bytes), |tag, group| {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&tag.to_le_bytes());
+        bytes[8..].copy_from_slice(&group.to_le_bytes());
+        xxh3_64(&bytes)
+    })
 }
 
 /// A value as a memory holds it.
@@ -137,6 +144,7 @@ pub fn decode(key: &str, value: &Bytes, now: u64) -> Option<Held> {
                 truncated: flags & TRUNCATED != 0,
                 age_ms: now.saturating_sub(stored_at),
                 ttl_ms: signed_difference(soft_expires, now),
+                verified: true,
                 payload: value.slice(HEADER..),
             };
             Some(Held::Valid { tag, soft_expires, entry })
@@ -210,6 +218,7 @@ mod tests {
             truncated: true,
             ttl: Duration::from_secs(10),
             grace: Duration::ZERO,
+            origin: 0,
         }
     }
 
@@ -234,7 +243,9 @@ mod tests {
 
     #[test]
     fn a_tag_differs_by_each_of_its_parts() {
-        let all = [tag(1, 2, 3), tag(2, 2, 3), tag(1, 3, 3), tag(1, 2, 4), tag(3, 2, 1)];
+        let groups = [tag(1, 2, 3, &[4]), tag(1, 2, 3, &[5]), tag(1, 2, 3, &[4, 5]), tag(1, 2, 3, &[5, 4])];
+        let plain = [tag(1, 2, 3, &[]), tag(2, 2, 3, &[]), tag(1, 3, 3, &[]), tag(1, 2, 4, &[]), tag(3, 2, 1, &[])];
+        let all = [plain.as_slice(), groups.as_slice()].concat();
         for (index, one) in all.iter().enumerate() {
             assert!(!all[..index].contains(one));
         }

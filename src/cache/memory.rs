@@ -1,9 +1,11 @@
 //! The in-process memory: the same states and verdicts as the shared ones, bounded in bytes.
 //!
 //! Reads touch the map alone. Everything that compares a fence first takes the stripe of its key, so that
-//! compare and set are one step; the map evicts what it likes, as any cache may.
+//! compare and set are one step; the map evicts what it likes, as any cache may. Over a database with other writers it
+//! has a watermark like any other memory, and this process runs its rounds.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,12 +15,17 @@ use quick_cache::sync::{Cache as Map, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::time::Instant;
 
+use super::control::Control;
 use super::entry::{self, Entry, Fence, HEADER, Held};
-use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
+use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Looked, Lookup, Node, Place, Step, Ticket};
+use crate::catalog::Mapping;
+use crate::store;
 
 const STRIPES: usize = 64;
 /// What an entry costs beside its key and payload, roughly, in bytes.
 const OVERHEAD: u64 = 160;
+/// After a round that the database did not answer, for how long that is taken to be so, in milliseconds.
+const AWAY: u64 = 3_000;
 
 /// Entries in this process, shared by all clones.
 #[derive(Clone)]
@@ -29,8 +36,24 @@ pub struct MemoryCache {
 struct Inner {
     map: Map<String, Slot, Weight>,
     stripes: [Mutex<()>; STRIPES],
-    generations: ArcSwap<HashMap<String, u64>>,
+    generations: ArcSwap<Generations>,
     started: Instant,
+    /// How far behind the database a hit may be, in milliseconds; `None`: nobody keeps this memory current.
+    max_staleness: Option<u64>,
+    /// Until when what is here is current enough, in milliseconds.
+    trust: AtomicU64,
+    /// Until then the database is taken not to answer.
+    away: AtomicU64,
+    control: Mutex<Control>,
+}
+
+#[derive(Clone, Default)]
+struct Generations {
+    epoch: u64,
+    /// A fingerprint of the database that this memory caught up with.
+    origin: u64,
+    resources: HashMap<String, u64>,
+    groups: HashMap<String, u64>,
 }
 
 #[derive(Clone)]
@@ -61,9 +84,10 @@ impl std::fmt::Debug for MemoryCache {
 }
 
 impl MemoryCache {
-    /// An empty memory that holds at most `max_bytes`, and entries of up to `max_entry` bytes.
+    /// An empty memory that holds at most `max_bytes`, and entries of up to `max_entry` bytes. With `max_staleness` it is
+    /// used only as far as somebody keeps it current ([`Self::node`]).
     #[must_use]
-    pub fn new(max_bytes: usize, max_entry: usize) -> Self {
+    pub fn new(max_bytes: usize, max_entry: usize, max_staleness: Option<Duration>) -> Self {
         // A shard takes nothing larger than itself: few enough shards that the largest entry still fits.
         let shards = (max_bytes / (max_entry + HEADER + 1024)).clamp(1, 16);
         let options = OptionsBuilder::new()
@@ -79,8 +103,91 @@ impl MemoryCache {
             Err(_) => Map::with_weighter((max_bytes / 1024).max(1), max_bytes as u64, Weight),
         };
         let stripes = std::array::from_fn(|_| Mutex::new(()));
-        let (generations, started) = (ArcSwap::default(), Instant::now());
-        Self { inner: Arc::new(Inner { map, stripes, generations, started }) }
+        let inner = Inner {
+            map,
+            stripes,
+            generations: ArcSwap::default(),
+            started: Instant::now(),
+            max_staleness: max_staleness.map(millis),
+            trust: AtomicU64::new(0),
+            away: AtomicU64::new(0),
+            control: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What brings this memory up to date; `None` where nobody is to.
+    #[must_use]
+    pub fn node(&self) -> Option<MemoryNode> {
+        self.inner.max_staleness.map(|_| MemoryNode { cache: self.clone() })
+    }
+
+    /// Declares what is cached here and which changes concern it. A round under way is void.
+    pub fn declare(&self, mappings: HashMap<String, Mapping>) {
+        let mut control = self.control();
+        if control.mappings != mappings {
+            control.mappings = mappings;
+            control.number += 1;
+        }
+    }
+
+    /// Whether it can be used now.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Untrusted`] where it is not known to be current.
+    pub fn health(&self) -> Result<(), CacheError> {
+        self.verified(self.deadline()).map(drop)
+    }
+
+    /// How far behind the database this memory is at most, in milliseconds; `None` where that is not known.
+    #[must_use]
+    pub fn staleness(&self) -> Option<u64> {
+        let taken = self.control().taken;
+        (self.inner.max_staleness.is_some() && taken > 0).then(|| self.now().saturating_sub(taken))
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.inner.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Loaded before a value is looked up, compared when it is used.
+    fn deadline(&self) -> u64 {
+        self.inner.trust.load(Ordering::Acquire)
+    }
+
+    /// Whether what was found is known to be current; false where that can't be known because the database itself does
+    /// not answer.
+    fn verified(&self, deadline: u64) -> Result<bool, CacheError> {
+        let now = self.now();
+        if self.inner.max_staleness.is_none() || now <= deadline {
+            Ok(true)
+        } else if deadline > 0 && now < self.inner.away.load(Ordering::Acquire) {
+            Ok(false)
+        } else {
+            Err(CacheError::Untrusted)
+        }
+    }
+
+    fn renew(&self, change: impl Fn(&mut Generations)) {
+        self.inner.generations.rcu(|generations| {
+            let mut generations = Generations::clone(generations);
+            change(&mut generations);
+            generations
+        });
+    }
+
+    /// Makes the generations of a place's groups where there are none: before the database is read for it.
+    fn open_groups(&self, place: &Place<'_>) {
+        let known = self.inner.generations.load();
+        if place.groups.iter().any(|group| !known.groups.contains_key(group)) {
+            let fresh = fastrand::u64(1..);
+            self.renew(|generations| {
+                for group in place.groups {
+                    generations.groups.entry(group.clone()).or_insert(fresh);
+                }
+            });
+        }
     }
 
     /// Bytes held now.
@@ -94,8 +201,11 @@ impl MemoryCache {
     }
 
     fn tag(&self, place: &Place<'_>) -> u64 {
-        let generation = self.inner.generations.load().get(place.resource).copied().unwrap_or(0);
-        entry::tag(place.shape, 0, generation)
+        let generations = self.inner.generations.load();
+        let generation = generations.resources.get(place.resource).copied().unwrap_or(0);
+        let groups: Vec<u64> =
+            place.groups.iter().map(|group| generations.groups.get(group).copied().unwrap_or(0)).collect();
+        entry::tag(place.shape, generations.epoch, generation, &groups)
     }
 
     /// One step at a time for each key.
@@ -108,22 +218,20 @@ impl MemoryCache {
         self.inner.map.get(key).filter(|slot| slot.expires > now)
     }
 
-    fn look(&self, place: &Place<'_>, slot: Option<&Slot>, now: u64) -> Lookup {
+    fn look(&self, place: &Place<'_>, slot: Option<&Slot>, now: u64, verified: bool) -> Lookup {
         let Some(slot) = slot else { return Lookup::Absent };
         match entry::decode(place.key, &slot.value, now) {
             Some(Held::Pending) => Lookup::Pending,
             Some(Held::Valid { tag, entry, .. }) if tag == self.tag(place) => {
-                if entry.ttl_ms > 0 {
-                    Lookup::Fresh(entry)
-                } else {
-                    Lookup::Soft(entry)
-                }
+                let entry = Entry { verified, ..entry };
+                if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
             }
             _ => Lookup::Absent,
         }
     }
 
-    fn lease_one(&self, place: &Place<'_>, lock: u64) -> Result<Lease, CacheError> {
+    fn lease_one(&self, place: &Place<'_>, lock: u64, verified: bool) -> Result<Lease, CacheError> {
+        self.open_groups(place);
         let ticket = Ticket { fence: Fence::new().map_err(|_| CacheError::Refused)?, tag: self.tag(place) };
         let _step = self.stripe(place.key);
         let now = self.now();
@@ -136,7 +244,7 @@ impl MemoryCache {
             self.inner.map.insert(place.key.to_owned(), Slot { fence: ticket.fence, lock_ends: ends, ..slot });
             Lease::Fill { ticket, stale: Some(entry) }
         };
-        Ok(match (self.look(place, slot.as_ref(), now), slot) {
+        Ok(match (self.look(place, slot.as_ref(), now, verified), slot) {
             (Lookup::Fresh(entry), _) => Lease::Hit(entry),
             (Lookup::Pending, _) => Lease::Wait { stale: None },
             (Lookup::Soft(entry), Some(slot)) => refresh(entry, slot),
@@ -180,17 +288,21 @@ fn millis(duration: Duration) -> u64 {
 
 impl Cache for MemoryCache {
     async fn read(&self, place: Place<'_>) -> Result<Lookup, CacheError> {
-        let now = self.now();
-        Ok(self.look(&place, self.slot(place.key, now).as_ref(), now))
+        let (now, deadline) = (self.now(), self.deadline());
+        let slot = self.slot(place.key, now);
+        Ok(self.look(&place, slot.as_ref(), now, self.verified(deadline)?))
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
-        let now = self.now();
-        Ok(places.iter().map(|place| self.look(place, self.slot(place.key, now).as_ref(), now)).collect())
+        let (now, deadline) = (self.now(), self.deadline());
+        let slots: Vec<Option<Slot>> = places.iter().map(|place| self.slot(place.key, now)).collect();
+        let verified = self.verified(deadline)?;
+        Ok(places.iter().zip(slots).map(|(place, slot)| self.look(place, slot.as_ref(), now, verified)).collect())
     }
 
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
-        places.iter().map(|place| self.lease_one(place, millis(lock))).collect()
+        let verified = self.verified(self.deadline())?;
+        places.iter().map(|place| self.lease_one(place, millis(lock), verified)).collect()
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
@@ -205,7 +317,12 @@ impl Cache for MemoryCache {
     }
 
     async fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
+        let caught_up_with = self.inner.max_staleness.map(|_| self.inner.generations.load().origin);
         let store = |(place, ticket, fill): &(Place<'_>, Ticket, Fill)| {
+            if caught_up_with.is_some_and(|origin| origin != fill.origin) {
+                // Read from another database, or from a former life of this one.
+                return Filled::Fenced;
+            }
             self.with_ticket(place.key, ticket, |_, now| {
                 let life = millis(fill.ttl.saturating_add(fill.grace));
                 Some(Slot {
@@ -232,15 +349,20 @@ impl Cache for MemoryCache {
         for key in keys {
             let _step = self.stripe(key);
             self.inner.map.remove(*key);
+            if self.inner.generations.load().groups.contains_key(*key) {
+                let fresh = fastrand::u64(1..);
+                self.renew(|generations| {
+                    generations.groups.insert((*key).to_owned(), fresh);
+                });
+            }
         }
         Ok(())
     }
 
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {
-        self.inner.generations.rcu(|generations| {
-            let mut generations = HashMap::clone(generations);
-            generations.insert(resource.to_owned(), fastrand::u64(1..));
-            generations
+        let fresh = fastrand::u64(1..);
+        self.renew(|generations| {
+            generations.resources.insert(resource.to_owned(), fresh);
         });
         Ok(())
     }
@@ -251,5 +373,54 @@ impl Cache for MemoryCache {
         let size = slot.as_ref().map_or(0, |slot| slot.value.len());
         let held = slot.and_then(|slot| entry::decode(place.key, &slot.value, now));
         Ok(Inspection::of(held, size, self.tag(&place)))
+    }
+}
+
+/// The in-process memory as those who keep it current see it.
+#[derive(Debug)]
+pub struct MemoryNode {
+    cache: MemoryCache,
+}
+
+impl Node for MemoryNode {
+    async fn look(&self) -> Result<Looked, CacheError> {
+        // One clock for all: the look is over when it begins.
+        let now = self.cache.now().max(1);
+        Ok(Looked { control: self.cache.control().clone(), now, ..Looked::default() })
+    }
+
+    async fn advance(&self, looked: &Looked, step: &Step) -> Result<bool, CacheError> {
+        let keys: Vec<&str> = step.drop.iter().map(String::as_str).collect();
+        self.cache.invalidate(&keys).await?;
+        let mut control = self.cache.control();
+        if control.number != looked.control.number {
+            return Ok(false);
+        }
+        let next = looked.points(step);
+        let (epoch, origin) = (fastrand::u64(1..), store::origin(&step.origin));
+        self.cache.renew(|generations| {
+            generations.origin = origin;
+            if step.anew {
+                generations.epoch = epoch;
+            }
+            for resource in &step.renew {
+                generations.resources.insert(resource.clone(), epoch);
+            }
+        });
+        *control = Control {
+            epoch: if step.anew { epoch } else { control.epoch },
+            number: control.number + 1,
+            origin: step.origin.clone(),
+            mappings: std::mem::take(&mut control.mappings),
+            ..next
+        };
+        let longest = self.cache.inner.max_staleness.unwrap_or(0);
+        self.cache.inner.trust.store(looked.now.saturating_add(longest), Ordering::Release);
+        Ok(true)
+    }
+
+    fn database_answers(&self, yes: bool) {
+        let until = if yes { 0 } else { self.cache.now() + AWAY };
+        self.cache.inner.away.store(until, Ordering::Release);
     }
 }

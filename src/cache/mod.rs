@@ -9,15 +9,23 @@
 //! Adapters judge nothing else. Whether to load, wait or serve old data is decided in [`crate::aside`].
 
 pub mod entry;
+
+pub mod control;
+pub mod node;
+
 pub mod memory;
 pub mod redis;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use entry::{Entry, Fence, Held};
+pub use node::{AnyNode, Looked, Node, Step};
+
+use crate::catalog::Mapping;
 
 /// Where an entry is kept, and what its value must be the shape of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +36,8 @@ pub struct Place<'a> {
     pub resource: &'a str,
     /// The fingerprint of what decides the entry's bytes: another one is another entry.
     pub shape: u64,
+    /// The cache keys of generations that the entry depends on too.
+    pub groups: &'a [String],
 }
 
 /// What a read found.
@@ -89,6 +99,8 @@ pub struct Fill {
     pub ttl: Duration,
     /// Kept for this much longer.
     pub grace: Duration,
+    /// A fingerprint of the database that it was read from; a memory that caught up with another one refuses it.
+    pub origin: u64,
 }
 
 /// What became of a fill.
@@ -267,7 +279,55 @@ impl AnyCache {
     pub fn health(&self) -> Result<(), CacheError> {
         match self {
             Self::Redis(cache) => cache.health(),
-            Self::Memory(_) => Ok(()),
+            Self::Memory(cache) => cache.health(),
+        }
+    }
+
+    /// What brings this memory up to date; `None` where nobody is to.
+    #[must_use]
+    pub fn node(&self) -> Option<AnyNode> {
+        match self {
+            Self::Redis(cache) => cache.node().map(|node| AnyNode::Redis(Box::new(node))),
+            Self::Memory(cache) => cache.node().map(AnyNode::Memory),
+        }
+    }
+
+    /// What the node is called in metrics.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        match self {
+            Self::Redis(cache) => cache.address(),
+            Self::Memory(_) => "memory",
+        }
+    }
+
+    /// How far behind the database this memory is at most, in milliseconds; `None` where nobody knows.
+    #[must_use]
+    pub fn staleness(&self) -> Option<u64> {
+        match self {
+            Self::Redis(cache) => cache.staleness(),
+            Self::Memory(cache) => cache.staleness(),
+        }
+    }
+
+    /// Declares what will be cached and which changes concern it, and waits until that is known there, for `patience` at
+    /// most: until then nothing is read from it.
+    pub async fn declare(&self, mappings: HashMap<String, Mapping>, patience: Duration) {
+        match self {
+            Self::Redis(cache) => {
+                cache.declare(mappings);
+                cache.settled(patience).await;
+            }
+            Self::Memory(cache) => {
+                cache.declare(mappings);
+                let waiting = async {
+                    while cache.health().is_err() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                // Either way, what counts is how things are then.
+                let _ = tokio::time::timeout(patience, waiting).await;
+            }
         }
     }
 }

@@ -92,6 +92,9 @@ pub fn bind(
         shape: 0,
         key_prefix: key_prefix.to_owned(),
         statements: Statements::default(),
+        depends_on: Vec::new(),
+        groups: Vec::new(),
+        capture: super::Capture::Off,
     };
     resource.shape = shape(&resource);
     Ok((resource, problems))
@@ -189,14 +192,9 @@ pub fn discover(tables: &[Table]) -> BTreeMap<String, config::Resource> {
             .chain(qualified)
             .chain(numbered)
             .find(|name| !found.contains_key(name) && name != "query" && name != "queries");
-        let quote = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
-        let spelled = match &table.schema {
-            Some(schema) => format!("{}.{}", quote(schema), quote(&table.name)),
-            None => quote(&table.name),
-        };
         // The numbered names never end.
         if let Some(name) = name {
-            found.insert(name, config::Resource { table: spelled, ..config::Resource::default() });
+            found.insert(name, config::Resource { table: table.relation(), ..config::Resource::default() });
         }
     }
     found

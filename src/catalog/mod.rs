@@ -6,6 +6,7 @@
 
 mod bind;
 mod key;
+mod mapping;
 mod names;
 mod resource;
 mod served;
@@ -14,8 +15,9 @@ mod target;
 
 pub use bind::{Problem, bind, discover};
 pub use key::{Key, KeyError};
+pub use mapping::{Effect, Image, Mapping};
 pub use names::{TableName, identifier};
-pub use resource::{List, Order, Policy, Resource, Statements};
+pub use resource::{Capture, List, Order, Policy, Resource, Statements};
 pub use served::{Catalog, State};
 pub use table::{Column, Kind, Table};
 pub use target::{Target, What};

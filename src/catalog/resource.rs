@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Column, Key, KeyError, Table, Target, What, key};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{Column, Key, KeyError, Table, Target, What, key, mapping};
 use crate::config::{Defaults, GenerateKey, WriteKind};
+use crate::store::Wanted;
 
 /// How long entries live. All durations count from the moment the entry was stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,6 +102,23 @@ pub struct Resource {
     pub key_prefix: String,
     /// The store's texts.
     pub statements: Statements,
+    /// The tables, quoted and with their schemas, whose change drops everything here.
+    pub depends_on: Vec<String>,
+    /// For each of them, the cache key of the generation that all its dependants share.
+    pub groups: Vec<String>,
+    /// Whether changes by others are seen. Where they aren't and should be, nothing is cached.
+    pub capture: Capture,
+}
+
+/// Whether changes by others are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// Nobody asked for it: TTLs bound how old an entry can be.
+    Off,
+    /// They are.
+    On,
+    /// They should be and aren't: served past the cache.
+    Lacking,
 }
 
 impl Resource {
@@ -177,10 +197,8 @@ impl Resource {
     /// The target of a list value that is canonical already.
     #[must_use]
     pub fn list_of(self: &Arc<Self>, index: usize, value: String) -> Target {
-        let mut entry = self.entry("?");
-        entry.push_str(&self.table.columns[self.lists[index].column].name);
-        entry.push('=');
-        entry.push_str(&value);
+        let column = &self.table.columns[self.lists[index].column].name;
+        let entry = mapping::list(&self.entry(""), column, &value);
         Target::new(Arc::clone(self), entry, What::List { index, value })
     }
 
@@ -188,6 +206,37 @@ impl Resource {
     #[must_use]
     pub fn list_on(&self, column: &str) -> Option<usize> {
         self.lists.iter().position(|list| self.table.columns[list.column].name == column)
+    }
+
+    /// Makes everything here depend on a table, named as SQL has it.
+    pub fn depend_on(&mut self, relation: String, key_prefix: &str) {
+        if !self.depends_on.contains(&relation) {
+            self.groups.push(format!("{key_prefix}cache-aside:group:{relation}"));
+            self.depends_on.push(relation);
+        }
+    }
+
+    /// The tables whose changes concern this resource, and the columns that must come along.
+    #[must_use]
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let bare = |relation: &String| Wanted { relation: relation.clone(), columns: Vec::new() };
+        let mut all: Vec<Wanted> = self.depends_on.iter().map(bare).collect();
+        if !self.table.is_view {
+            let columns = self.key_columns().chain(self.cached_lists()).map(|column| column.name.clone());
+            all.push(Wanted { relation: self.table.relation(), columns: columns.collect() });
+        }
+        all
+    }
+
+    /// Learns that changes are captured by installations of these ids, and whether any is lacking. What was cached under
+    /// other installations may have missed changes between them, so it is of another shape.
+    pub fn captured(&mut self, ids: &[String], lacking: bool) {
+        if lacking {
+            self.capture = Capture::Lacking;
+        } else if !ids.is_empty() {
+            self.capture = Capture::On;
+            self.shape ^= xxh3_64(ids.join(",").as_bytes());
+        }
     }
 
     fn entry(&self, mark: &str) -> String {

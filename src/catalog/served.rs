@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Problem, Resource};
+use super::{Capture, Mapping, Problem, Resource};
 use crate::config::nearest;
 
 /// The state of one declared resource.
@@ -33,6 +33,24 @@ impl Catalog {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !self.resources.is_empty() && self.resources.values().all(|state| matches!(state, State::Ready(..)))
+    }
+
+    /// Whether changes are seen wherever they should be.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.resources
+            .values()
+            .all(|state| matches!(state, State::Ready(resource, _) if resource.capture != Capture::Lacking))
+    }
+
+    /// Which changes concern what is served.
+    #[must_use]
+    pub fn mappings(&self) -> Vec<Mapping> {
+        let ready = self.resources.values().filter_map(|state| match state {
+            State::Ready(resource, _) => Some(resource.mappings()),
+            State::Waiting(_) => None,
+        });
+        ready.flatten().collect()
     }
 
     /// The name closest to one that is not there.

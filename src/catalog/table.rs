@@ -18,6 +18,16 @@ pub struct Table {
 }
 
 impl Table {
+    /// The name as SQL has it: quoted, and with its schema.
+    #[must_use]
+    pub fn relation(&self) -> String {
+        let quote = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
+        match &self.schema {
+            Some(schema) => format!("{}.{}", quote(schema), quote(&self.name)),
+            None => quote(&self.name),
+        }
+    }
+
     /// The position of the column of this exact name.
     #[must_use]
     pub fn position(&self, name: &str) -> Option<usize> {

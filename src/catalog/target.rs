@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Key, Policy, Resource};
+use super::{Capture, Key, Policy, Resource};
 use crate::cache::Place;
 
 /// What a [`Target`] names.
@@ -63,6 +63,9 @@ impl Target {
     /// could not be found again by a change to one of its rows.
     #[must_use]
     pub fn cacheable(&self) -> bool {
+        if self.resource.capture == Capture::Lacking {
+            return false;
+        }
         match &self.what {
             What::Row(_) => true,
             What::List { index, .. } => self.resource.table.columns[self.resource.lists[*index].column].exact,
@@ -78,6 +81,11 @@ impl Target {
     /// Where its entry is kept.
     #[must_use]
     pub fn place(&self) -> Place<'_> {
-        Place { key: &self.entry, resource: &self.resource.name, shape: self.resource.shape }
+        Place {
+            key: &self.entry,
+            resource: &self.resource.name,
+            shape: self.resource.shape,
+            groups: &self.resource.groups,
+        }
     }
 }

@@ -91,7 +91,7 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
 }
 
 async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
-    let AnyCache::Redis(cache) = open_cache(&config.cache)? else {
+    let AnyCache::Redis(cache) = open_cache(config)? else {
         Findings::ok("cache: in this process");
         return Ok(());
     };

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod check;
+mod migrate;
 mod serve;
 
 use std::io::Write as _;
@@ -43,6 +44,8 @@ enum Command {
         #[arg(long)]
         offline: bool,
     },
+    /// Install what tells the cache of changes in the database; safe to run again.
+    Migrate(migrate::Options),
     /// Print the JSON Schema of the configuration file.
     Schema,
     /// Print a script that completes commands in a shell.
@@ -68,6 +71,7 @@ pub fn run() -> ExitCode {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(file, &env),
         Command::Check { offline } => check::run(file, &env, offline),
+        Command::Migrate(options) => migrate::run(file, &env, &options),
         Command::Schema => {
             say(format_args!("{:#}", Config::json_schema()));
             ExitCode::SUCCESS

@@ -31,7 +31,7 @@ pub(super) fn run(file: Option<&Path>, env: &Env) -> ExitCode {
 
 async fn serve(config: Config, is_demo: bool) -> anyhow::Result<()> {
     let store = store(&config, is_demo).await?;
-    let cache = open_cache(&config.cache)?;
+    let cache = open_cache(&config)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         database = %config.database.url,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{forms, units};
+use super::{Config, forms, units};
 
 /// How the cache learns of changes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -35,4 +35,14 @@ pub enum InvalidationMode {
     Wal,
     /// The service's own writes and TTLs alone.
     None,
+}
+
+impl Config {
+    /// How far behind the database a hit may be, where changes by others are to be seen; `None`: own writes and TTLs alone.
+    #[must_use]
+    pub fn watermark(&self) -> Option<Duration> {
+        // SQLite tells nobody of changes.
+        let told = self.invalidation.mode != InvalidationMode::None && self.database.url.scheme() != "sqlite";
+        told.then_some(self.invalidation.max_staleness)
+    }
 }

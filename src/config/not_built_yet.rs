@@ -6,14 +6,7 @@ impl Config {
     /// What this configuration asks for and this version does not do yet: one sentence each.
     #[must_use]
     pub fn not_built_yet(&self) -> Vec<String> {
-        let mode = match self.invalidation.mode {
-            InvalidationMode::Outbox => Some("outbox"),
-            InvalidationMode::Wal => Some("wal"),
-            InvalidationMode::None => None,
-        };
-        let mode = mode.map(|mode| {
-            format!("invalidation.mode {mode} is not built yet: other writers' changes are seen when the TTL ends")
-        });
+        let wal = self.invalidation.mode == InvalidationMode::Wal;
         let mut all = self
             .resources
             .values()
@@ -21,8 +14,8 @@ impl Config {
             .chain(self.queries.values().map(|query| query.over(&self.defaults)))
             .chain([self.defaults.clone()]);
         let local = all.any(|values: Defaults| !values.local_ttl.is_zero());
-        let depends = self.resources.values().any(|resource| !resource.depends_on.is_empty());
         let settings = [
+            (wal, "invalidation.mode wal is not built yet: the outbox with its triggers is used"),
             (local, "local_ttl is not built yet: nothing is held in process"),
             (self.database.replica_url.is_some(), "database.replica_url is not built yet: fills read the primary"),
             (!self.telemetry.otlp_endpoint.is_empty(), "telemetry.otlp_endpoint is not built yet: no traces are sent"),
@@ -32,9 +25,7 @@ impl Config {
                 self.access.adhoc_queries != AccessLevel::Off,
                 "access.adhoc_queries is not built yet: ad-hoc queries are not served",
             ),
-            (depends, "depends_on is not built yet: a view's rows live until their TTL ends"),
         ];
-        let settings = settings.into_iter().filter(|(set, _)| *set).map(|(_, sentence)| sentence.to_owned());
-        mode.into_iter().chain(settings).collect()
+        settings.into_iter().filter(|(set, _)| *set).map(|(_, sentence)| sentence.to_owned()).collect()
     }
 }

@@ -163,7 +163,15 @@ async fn many(
 /// The list of a value that no row can have.
 fn empty_list() -> Answer {
     let payload = bytes::Bytes::from_static(b"[]");
-    let entry = Entry { etag: entry::etag(&payload), payload, negative: false, truncated: false, age_ms: 0, ttl_ms: 0 };
+    let entry = Entry {
+        etag: entry::etag(&payload),
+        payload,
+        negative: false,
+        truncated: false,
+        age_ms: 0,
+        ttl_ms: 0,
+        verified: true,
+    };
     let zero = std::time::Duration::ZERO;
     let status = Status {
         source: Source::Database,

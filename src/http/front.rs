@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use actix_web::http::Method;
 use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Notify;
 
 use super::access::Gate;
@@ -15,6 +15,7 @@ use super::problem::Problem;
 use crate::aside::Aside;
 use crate::cache::AnyCache;
 use crate::catalog::{Catalog, Resource, State};
+use crate::invalidation::Trouble;
 use crate::store::AnyStore;
 use crate::telemetry::Throttle;
 
@@ -38,6 +39,8 @@ pub struct Settings {
 pub struct Health {
     /// The database's last answer; the error is in words.
     pub database: ArcSwap<Result<(), String>>,
+    /// Why the cache can't be kept current, where it can't.
+    pub rounds: Arc<ArcSwapOption<Trouble>>,
     /// SIGTERM came: no new requests, please.
     pub draining: AtomicBool,
     /// Rings when a table was not as the catalog knows it.
@@ -50,6 +53,7 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             database: ArcSwap::from_pointee(Err("not asked yet".into())),
+            rounds: Arc::default(),
             draining: AtomicBool::new(false),
             look_again: Notify::new(),
             warnings: Throttle::default(),

@@ -51,13 +51,22 @@ fn report(front: &Front) -> (bool, String) {
         Ok(()) => line(true, true, format_args!("database: answers")),
         Err(error) => line(false, true, format_args!("database: {error}")),
     }
-    match front.aside.cache().health() {
-        Ok(()) => line(true, false, format_args!("cache ({}): answers", front.aside.cache().engine())),
-        Err(error) => line(
-            false,
-            false,
-            format_args!("cache ({}): {error}; reads go to the database", front.aside.cache().engine()),
-        ),
+    let cache = front.aside.cache();
+    match (cache.health(), cache.staleness()) {
+        (Ok(()), None) => line(true, false, format_args!("cache ({}): answers", cache.engine())),
+        (Ok(()), Some(behind)) => {
+            line(
+                true,
+                false,
+                format_args!("cache ({}): answers, {behind} ms behind the database at most", cache.engine()),
+            );
+        }
+        (Err(error), _) => {
+            line(false, false, format_args!("cache ({}): {error}; reads go to the database", cache.engine()));
+        }
+    }
+    if let Some(trouble) = front.health.rounds.load().as_ref() {
+        line(false, false, format_args!("rounds: {trouble}"));
     }
     let catalog = front.catalog.load();
     if catalog.resources.is_empty() {

@@ -109,7 +109,11 @@ fn source(source: Source) -> &'static str {
 /// RFC 9211.
 pub(super) fn cache_status(entry: &Entry, status: &Status, engine: &str) -> String {
     let Some(forward) = status.forward else {
-        return format!("cache-aside; hit; ttl={}; detail={engine}", entry.ttl_ms.div_euclid(1000));
+        return format!(
+            "cache-aside; hit; ttl={}; detail={}",
+            entry.ttl_ms.div_euclid(1000),
+            detail(entry.verified, engine)
+        );
     };
     let mut text = format!("cache-aside; fwd={}", reason(forward));
     if status.stored {
@@ -120,7 +124,7 @@ pub(super) fn cache_status(entry: &Entry, status: &Status, engine: &str) -> Stri
     }
     if (status.source, forward) == (Source::Cache, Forward::Stale) {
         // Writing to a String can't fail.
-        let _ = write!(text, "; ttl={}; detail={engine}", entry.ttl_ms.div_euclid(1000));
+        let _ = write!(text, "; ttl={}; detail={}", entry.ttl_ms.div_euclid(1000), detail(entry.verified, engine));
     }
     text
 }
@@ -138,7 +142,8 @@ fn batch_status(answers: &[Answer], engine: &str) -> String {
     let forwarded = || answers.iter().filter_map(|answer| answer.status.forward);
     let Some(first) = forwarded().next() else {
         let ttl = answers.iter().map(|answer| answer.entry.ttl_ms).min().unwrap_or(0).div_euclid(1000);
-        return format!("cache-aside; hit; ttl={ttl}; detail={engine}");
+        let verified = answers.iter().all(|answer| answer.entry.verified);
+        return format!("cache-aside; hit; ttl={ttl}; detail={}", detail(verified, engine));
     };
     let partial = forwarded().count() < answers.len();
     let mut text = format!("cache-aside; fwd={}", if partial { "partial" } else { reason(first) });
@@ -148,7 +153,15 @@ fn batch_status(answers: &[Answer], engine: &str) -> String {
     if answers.iter().any(|answer| answer.status.collapsed) {
         text.push_str("; collapsed");
     }
+    if answers.iter().any(|answer| !answer.entry.verified) {
+        text.push_str("; detail=unverified");
+    }
     text
+}
+
+/// Where it was found, unless how old it may be is not known: that is what matters then.
+fn detail(verified: bool, engine: &str) -> &str {
+    if verified { engine } else { "unverified" }
 }
 
 fn timing(status: &Status) -> String {

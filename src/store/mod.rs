@@ -7,6 +7,7 @@
 pub mod postgres;
 pub mod sqlite;
 
+mod changes;
 mod write;
 
 use std::future::Future;
@@ -14,6 +15,7 @@ use std::future::Future;
 use bytes::Bytes;
 
 use crate::catalog::{Key, Problem, Resource, Table, TableName};
+pub use changes::{Captured, Change, Owed, Since, Wanted};
 pub use write::{Body, Judge, Precondition, Write, WriteError, Written, merge_patch};
 
 /// One row, as the database wrote it.
@@ -26,9 +28,21 @@ pub struct Row {
     pub spelled_as_asked: bool,
 }
 
+/// The rows of some keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// In the order of the keys.
+    pub rows: Vec<Option<Row>>,
+    /// A fingerprint of the database and of which of its lives the rows were read in; zero: not known. A cache that caught
+    /// up with another one must not hold them.
+    pub origin: u64,
+}
+
 /// The rows of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows {
+    /// As in [`Batch`].
+    pub origin: u64,
     /// A JSON array of objects.
     pub json: Bytes,
     /// There were more rows than the limit.
@@ -91,11 +105,7 @@ pub trait Store: Send + Sync {
     fn prepare(&self, resource: Resource) -> impl Future<Output = Result<(Resource, Vec<Problem>), StoreError>> + Send;
 
     /// The rows of these keys, in their order, with one statement.
-    fn rows(
-        &self,
-        resource: &Resource,
-        keys: &[&Key],
-    ) -> impl Future<Output = Result<Vec<Option<Row>>, StoreError>> + Send;
+    fn rows(&self, resource: &Resource, keys: &[&Key]) -> impl Future<Output = Result<Batch, StoreError>> + Send;
 
     /// A declared list for one value.
     fn list(
@@ -107,6 +117,9 @@ pub trait Store: Send + Sync {
 
     /// Runs one write in a transaction of its own.
     fn write(&self, resource: &Resource, write: Write) -> impl Future<Output = Result<Written, WriteError>> + Send;
+
+    /// How far changes of these tables by anybody are captured, in their order.
+    fn captured(&self, wanted: &[Wanted]) -> impl Future<Output = Result<Vec<Captured>, StoreError>> + Send;
 
     /// Whether the database answers, asked beside the queue of requests.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -161,6 +174,12 @@ impl AnyStore {
     }
 }
 
+/// A fingerprint of a database and of which of its lives this is; zero where that is not known.
+#[must_use]
+pub fn origin(text: &str) -> u64 {
+    if text.is_empty() { 0 } else { xxhash_rust::xxh3::xxh3_64(text.as_bytes()).max(1) }
+}
+
 impl Store for AnyStore {
     async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
         each!(self, store => store.describe(name))
@@ -174,7 +193,7 @@ impl Store for AnyStore {
         each!(self, store => store.prepare(resource))
     }
 
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Vec<Option<Row>>, StoreError> {
+    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
         each!(self, store => store.rows(resource, keys))
     }
 
@@ -184,6 +203,10 @@ impl Store for AnyStore {
 
     async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
         each!(self, store => store.write(resource, write))
+    }
+
+    async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
+        each!(self, store => store.captured(wanted))
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::StoreError;
+use super::{Change, StoreError};
 use crate::catalog::Key;
 
 /// A row as a client sent it: each value is kept as the text it came in, so that no digit is lost.
@@ -172,7 +172,7 @@ pub enum Write {
 }
 
 /// What a committed write did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Written {
     /// The row as the database has it now; `None` after a delete.
     pub row: Option<Bytes>,
@@ -180,10 +180,12 @@ pub struct Written {
     pub key: Key,
     /// Declared lists (by position) and the values under which the row was or is in them.
     pub lists: Vec<(usize, String)>,
+    /// Everything that its transaction changed, where changes are captured: cascades and what triggers did, too.
+    pub changes: Vec<Change>,
 }
 
 /// Why nothing, or nobody knows what, was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum WriteError {
     /// There is no such row.
     NotFound,

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::ratio::{Counts, SAMPLE, Window};
@@ -73,7 +73,7 @@ pub struct ResourceMetrics {
     fills: [IntCounter; 5],
     /// Requests that were answered by another's load.
     pub coalesced: IntCounter,
-    invalidations: [IntCounter; 2],
+    invalidations: [IntCounter; 3],
     window: Mutex<Window>,
 }
 
@@ -141,6 +141,12 @@ pub struct Metrics {
     fills: IntCounterVec,
     coalesced: IntCounterVec,
     invalidations: IntCounterVec,
+    invalidation_lag: Histogram,
+    outbox_rows: IntGauge,
+    staleness: GaugeVec,
+    untrusted: CounterVec,
+    /// `cache_aside_capture_complete{resource}`
+    pub capture: IntGaugeVec,
     hit_ratio: GaugeVec,
     miss_ratio: GaugeVec,
     /// `cache_aside_cache_operation_duration_seconds{operation}`
@@ -207,6 +213,47 @@ impl Metrics {
                 "cache_aside_invalidations_total",
                 "Invalidated entries, by what asked for it",
                 &["resource", "path"],
+            )?,
+            invalidation_lag: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "cache_aside_invalidation_lag_seconds",
+                        "Time from a change in the database to its delivery to the cache",
+                    )
+                    .buckets(BUCKETS.to_vec()),
+                )?,
+            )?,
+            outbox_rows: register(
+                &registry,
+                IntGauge::new(
+                    "cache_aside_outbox_rows",
+                    "Changes that the database keeps for caches; counted up to 1000001",
+                )?,
+            )?,
+            staleness: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new("cache_aside_staleness_seconds", "How far behind the database this cache node may be"),
+                    &["node"],
+                )?,
+            )?,
+            untrusted: register(
+                &registry,
+                CounterVec::new(
+                    Opts::new(
+                        "cache_aside_untrusted_seconds_total",
+                        "Time during which this cache node could not be known to be current",
+                    ),
+                    &["node"],
+                )?,
+            )?,
+            capture: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("cache_aside_capture_complete", "Whether changes of a resource by anybody are captured"),
+                    &["resource"],
+                )?,
             )?,
             hit_ratio: gauges(
                 &registry,
@@ -296,7 +343,7 @@ impl Metrics {
             fills: ["stored", "fenced", "gone", "too_big", "error"]
                 .map(|outcome| self.fills.with_label_values(&[name, outcome])),
             coalesced: self.coalesced.with_label_values(&[name]),
-            invalidations: ["write", "admin"].map(|path| self.invalidations.with_label_values(&[name, path])),
+            invalidations: ["write", "admin", "round"].map(|path| self.invalidations.with_label_values(&[name, path])),
             window: Mutex::default(),
         });
         self.resources.rcu(|resources| {
@@ -368,6 +415,35 @@ impl Metrics {
     pub fn store_query(&self, resource: &str, operation: &str, took: Duration) {
         self.store_queries.with_label_values(&[resource, operation]).inc();
         self.store_durations.with_label_values(&[resource, operation]).observe(took.as_secs_f64());
+    }
+
+    /// Counts entries that a round invalidated.
+    pub fn invalidated_by_round(&self, resource: &str, entries: u64) {
+        self.resource(resource).invalidations[2].inc_by(entries);
+    }
+
+    /// Observes how long a change took to be delivered, in seconds.
+    pub fn invalidation_lag(&self, seconds: f64) {
+        self.invalidation_lag.observe(seconds);
+    }
+
+    /// Sets how many changes the database keeps.
+    pub fn outbox_rows(&self, rows: i64) {
+        self.outbox_rows.set(rows);
+    }
+
+    /// Sets how far behind a node is, in seconds; `None`: nobody knows.
+    pub fn staleness(&self, node: &str, seconds: Option<f64>) {
+        match seconds {
+            Some(seconds) => self.staleness.with_label_values(&[node]).set(seconds),
+            // Absent rather than zero. It fails where it was absent already.
+            None => drop(self.staleness.remove_label_values(&[node])),
+        }
+    }
+
+    /// Counts time during which a node was not trusted.
+    pub fn untrusted(&self, node: &str, time: Duration) {
+        self.untrusted.with_label_values(&[node]).inc_by(time.as_secs_f64());
     }
 
     /// Counts an error.

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -88,8 +88,12 @@ pub async fn reply(response: reqwest::Response) -> Reply {
 }
 
 impl App {
-    /// Starts the service with this configuration and waits until it is ready. `listen` is added.
+    /// Installs the change capture, starts the service with this configuration and waits until it is ready. `listen` is
+    /// added.
     pub async fn start(config: &str) -> Self {
+        if !config.contains("mode: none") {
+            migrate(config);
+        }
         let app = Self::launch(config).await;
         app.until("ready", async |app| app.get("/readyz").await.status == 200).await;
         app
@@ -223,6 +227,21 @@ impl Drop for App {
     }
 }
 
+/// Runs a command of the program with this configuration, whatever comes of it.
+pub fn command(config: &str, args: &[&str]) -> Output {
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let file = dir.path().join("config.yaml");
+    std::fs::write(&file, config).expect("the configuration can be written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cache-aside"));
+    command.args(args).arg("--config").arg(&file).output().expect("it runs")
+}
+
+/// Installs what the configuration needs in its database.
+pub fn migrate(config: &str) {
+    let done = command(config, &["migrate"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
 static PREFIXES: AtomicU64 = AtomicU64::new(0);
 
 /// A database and a key prefix of a test's own, on servers that all tests share.
@@ -246,7 +265,7 @@ impl World {
         let mut config = String::new();
         let _ = write!(
             config,
-            "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\", key_prefix: \"{}\" }}\ninvalidation: {{ mode: none }}\n",
+            "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\", key_prefix: \"{}\" }}\n",
             self.database.url, self.redis_url, self.prefix
         );
         if !rest.contains("access:") {

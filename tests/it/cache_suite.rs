@@ -15,12 +15,12 @@ use crate::servers::Redis;
 const LOCK: Duration = Duration::from_secs(30);
 
 fn place(key: &str) -> Place<'_> {
-    Place { key, resource: "fruit", shape: 1 }
+    Place { key, resource: "fruit", shape: 1, groups: &[] }
 }
 
 fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
     let payload = Bytes::from_static(text.as_bytes());
-    Fill { etag: entry::etag(&payload), payload, negative: false, truncated: false, ttl, grace }
+    Fill { etag: entry::etag(&payload), payload, negative: false, truncated: false, ttl, grace, origin: 0 }
 }
 
 fn lasting(text: &'static str) -> Fill {
@@ -149,7 +149,7 @@ async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let lookups = cache.read_many(&places).await.expect("it answers");
     assert!(lookups.iter().all(|lookup| matches!(lookup, Lookup::Fresh(_))));
 
-    let kept = Place { key: &key("kept"), resource: "users", shape: 1 };
+    let kept = Place { key: &key("kept"), resource: "users", shape: 1, groups: &[] };
     let Lease::Fill { ticket: held, .. } = cache.lease(&[kept], LOCK).await.expect("it answers").remove(0) else {
         panic!("it is new")
     };
@@ -215,13 +215,13 @@ fn config(yaml: &str) -> cache_aside::config::Cache {
 
 #[tokio::test]
 async fn memory_keeps_the_contract() {
-    let cache = AnyCache::Memory(MemoryCache::new(1 << 20, 1 << 16));
+    let cache = AnyCache::Memory(MemoryCache::new(1 << 20, 1 << 16, None));
     contract(&cache, &cache.attach(), "").await;
 }
 
 #[tokio::test]
 async fn memory_is_bounded_in_bytes() {
-    let memory = MemoryCache::new(1 << 20, 1 << 16);
+    let memory = MemoryCache::new(1 << 20, 1 << 16, None);
     let cache = AnyCache::Memory(memory.clone());
     let text: &'static str = Box::leak("x".repeat(10_000).into_boxed_str());
     for index in 0..1_000 {
@@ -238,7 +238,7 @@ async fn memory_is_bounded_in_bytes() {
 
 async fn connected(redis: &Redis, prefix: &str) -> AnyCache {
     let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s }}", redis.url());
-    let cache = AnyCache::Redis(RedisCache::new(&config(&yaml)).expect("the URL is sound"));
+    let cache = AnyCache::Redis(RedisCache::new(&config(&yaml), None).expect("the URL is sound"));
     trusted(&cache).await;
     cache
 }

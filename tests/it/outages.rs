@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::app::{App, PATIENCE, World};
+use crate::app::{App, PATIENCE, World, command};
 use crate::faults::Proxy;
 use crate::servers::{Postgres, Redis};
 
@@ -13,7 +13,7 @@ const SCHEMA: &str =
 
 fn config(database: &str, redis: &str) -> String {
     format!(
-        "database: {{ url: \"{database}\" }}\ncache: {{ url: \"{redis}\" }}\ninvalidation: {{ mode: none }}\n\
+        "database: {{ url: \"{database}\" }}\ncache: {{ url: \"{redis}\" }}\n\
          access: {{ write: public, admin: public, refresh: public }}\nresources: {{ item: {{ write: [update] }} }}\n"
     )
 }
@@ -260,6 +260,8 @@ async fn a_database_that_dies_while_a_table_is_missing_leaves_the_others_served(
     database.client().await.batch_execute(SCHEMA).await.expect("the schema is sound");
     let redis = Redis::start().await;
     let config = config(&database.url, &redis.url()).replace("resources: {", "resources: { absent: {},");
+    let migrated = command(&config, &["migrate"]);
+    assert_eq!(migrated.status.code(), Some(1), "the absent table is told");
     let app = App::launch(&config).await;
     app.until("cached", hits).await;
     postgres.kill().await;

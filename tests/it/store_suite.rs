@@ -63,7 +63,7 @@ impl Shelf {
     async fn rows(&self, resource: &str, keys: &[&[&str]]) -> Vec<Option<String>> {
         let keys: Vec<Key> = keys.iter().map(|parts| self.key(resource, parts)).collect();
         let asked: Vec<&Key> = keys.iter().collect();
-        let rows = self.store.rows(&self.resource(resource), &asked).await.expect("it answers");
+        let rows = self.store.rows(&self.resource(resource), &asked).await.expect("it answers").rows;
         rows.into_iter().map(|row| row.map(|row| String::from_utf8(row.json.to_vec()).expect("it is text"))).collect()
     }
 

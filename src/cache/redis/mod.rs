@@ -4,8 +4,12 @@
 //! `docs/adr/0001-lanes.md`. The pool makes and counts the connections; supervisors hold them.
 
 mod lane;
+mod look;
+mod node;
 mod script;
+mod shared;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,10 +17,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value};
 
-use self::lane::{Control, Lane, Live, Shared, now_ms};
+use self::lane::{Deadlines, Lane, Live};
+pub use self::node::RedisNode;
+use self::shared::{Shared, now_ms};
+use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
-use crate::config;
+use crate::catalog::Mapping;
+use crate::{config, store};
+
+/// How long a read waits for a lane that is about to be trusted.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A handle on a Redis server, with a lane of its own in the runtime that made it.
 #[derive(Clone)]
@@ -34,12 +45,43 @@ impl std::fmt::Debug for RedisCache {
 impl RedisCache {
     /// Prepares the connection that `config` describes and starts making it; must be called inside a runtime.
     ///
+    /// With `max_staleness` it is used only as far as somebody keeps it current ([`Self::node`]).
+    ///
     /// # Errors
     ///
     /// A URL or certificate that can't be used. A server that is away is no error: the lane keeps trying.
-    pub fn new(config: &config::Cache) -> anyhow::Result<Self> {
-        let shared = Arc::new(Shared::new(config)?);
+    pub fn new(config: &config::Cache, max_staleness: Option<Duration>) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared::new(config, max_staleness)?);
         Ok(Self { lane: Lane::open(&shared), shared })
+    }
+
+    /// What brings this memory up to date; `None` where nobody is to.
+    #[must_use]
+    pub fn node(&self) -> Option<RedisNode> {
+        self.shared.max_staleness.map(|_| RedisNode::new(&self.shared))
+    }
+
+    /// Declares what is cached here and which changes concern it. Nothing is used before that is registered.
+    pub fn declare(&self, mappings: HashMap<String, Mapping>) {
+        self.shared.declare(mappings);
+    }
+
+    /// Waits until this handle's lane is trusted, for `patience` at most.
+    pub async fn settled(&self, patience: Duration) {
+        let away = |lane: &Lane| !lane.untried() && lane.live.load().is_none();
+        self.lane.turned(patience, |lane| self.health().is_ok() || away(lane)).await;
+    }
+
+    /// How far behind the database this memory is at most, in milliseconds; `None` where that is not known.
+    #[must_use]
+    pub fn staleness(&self) -> Option<u64> {
+        self.lane.live.load().as_ref()?.staleness()
+    }
+
+    /// The server's address.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.shared.address
     }
 
     /// A handle with a lane of its own in the current runtime.
@@ -55,7 +97,7 @@ impl RedisCache {
     /// What it is not.
     pub fn health(&self) -> Result<(), CacheError> {
         let live = self.lane.live.load_full().ok_or(CacheError::Disconnected)?;
-        self.trusted(live.trust.load(Ordering::Acquire))
+        self.verified(live.deadlines()).map(drop)
     }
 
     /// What the server said of itself, for `check`: `INFO` as text.
@@ -87,16 +129,40 @@ impl RedisCache {
     /// The connection. A lane that is new is given the time of one operation to open: the first requests after a
     /// start need not go past a cache that is there.
     async fn live(&self) -> Result<Arc<Live>, CacheError> {
-        match self.lane.live.load_full() {
-            Some(live) => Ok(live),
-            None => self.lane.opened(self.shared.timeout).await.ok_or(CacheError::Disconnected),
+        if let Some(live) = self.lane.live.load_full() {
+            return Ok(live);
         }
+        if self.lane.untried() {
+            self.lane.turned(self.shared.timeout, |lane| !lane.untried()).await;
+        }
+        self.lane.live.load_full().ok_or(CacheError::Disconnected)
     }
 
-    /// Compares a deadline that was loaded before a command was sent with the time its reply is used.
-    fn trusted(&self, deadline: u64) -> Result<(), CacheError> {
-        if now_ms() <= deadline && deadline >= self.shared.floor.load(Ordering::Acquire) {
-            Ok(())
+    /// The connection and its deadlines, loaded before anything is sent. One that will be trusted after its next look is
+    /// looked at.
+    async fn ready(&self) -> Result<(Arc<Live>, Deadlines), CacheError> {
+        let live = self.live().await?;
+        let deadlines = live.deadlines();
+        if self.verified(deadlines).is_ok() || !live.hopeful(&self.shared) {
+            return Ok((live, deadlines));
+        }
+        self.lane.wake.notify_one();
+        self.lane.turned(self.shared.timeout.min(PATIENCE), |_| self.health().is_ok()).await;
+        let live = self.live().await?;
+        let deadlines = live.deadlines();
+        Ok((live, deadlines))
+    }
+
+    /// Compares deadlines that were loaded before a command was sent with the time its reply is used. What can't be known
+    /// to be current is good for nothing, unless the database itself does not answer: then the answer is false.
+    fn verified(&self, deadlines: Deadlines) -> Result<bool, CacheError> {
+        let now = now_ms();
+        if deadlines.looked < self.shared.floor.load(Ordering::Acquire) {
+            Err(CacheError::Untrusted)
+        } else if now <= deadlines.trust {
+            Ok(true)
+        } else if now <= deadlines.known && self.shared.database_is_away() {
+            Ok(false)
         } else {
             Err(CacheError::Untrusted)
         }
@@ -160,28 +226,64 @@ impl RedisCache {
         CacheError::Refused
     }
 
-    fn tag(live: &Live, place: &Place<'_>) -> u64 {
+    fn tag(live: &Live, place: &Place<'_>, groups: &[u64]) -> u64 {
         let control = live.control.load();
-        entry::tag(place.shape, control.epoch, control.generation(place.resource))
+        entry::tag(place.shape, control.epoch, control.generation(place.resource), groups)
     }
 
-    fn judge(live: &Live, place: &Place<'_>, value: Value) -> Result<Lookup, CacheError> {
+    /// `groups`: the generations of the groups that the place depends on; `None` where one was lost.
+    fn judge(
+        live: &Live,
+        place: &Place<'_>,
+        groups: Option<&[u64]>,
+        value: Value,
+        verified: bool,
+    ) -> Result<Lookup, CacheError> {
         let value = match value {
             Value::Nil => return Ok(Lookup::Absent),
             Value::BulkString(bytes) => Bytes::from(bytes),
             _ => return Err(CacheError::Refused),
         };
-        Ok(match entry::decode(place.key, &value, live.cache_now()) {
-            Some(Held::Valid { tag, entry, .. }) if tag == Self::tag(live, place) => {
-                if entry.ttl_ms > 0 {
-                    Lookup::Fresh(entry)
-                } else {
-                    Lookup::Soft(entry)
-                }
+        Ok(match (entry::decode(place.key, &value, live.cache_now()), groups) {
+            (Some(Held::Valid { tag, entry, .. }), Some(groups)) if tag == Self::tag(live, place, groups) => {
+                let entry = Entry { verified, ..entry };
+                if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
             }
-            Some(Held::Pending) => Lookup::Pending,
+            (Some(Held::Pending), _) => Lookup::Pending,
             _ => Lookup::Absent,
         })
+    }
+
+    /// Entries, and the generations of the groups that they share, in one round trip.
+    async fn read_grouped(
+        &self,
+        live: &Live,
+        deadlines: Deadlines,
+        places: &[Place<'_>],
+    ) -> Result<Vec<Lookup>, CacheError> {
+        let groups = places.first().map_or(&[][..], |place| place.groups);
+        let mut pipe = Pipeline::with_capacity(places.len() + groups.len());
+        for key in places.iter().map(|place| place.key).chain(groups.iter().map(String::as_str)) {
+            pipe.cmd("GET").arg(key);
+        }
+        let mut values = self.ask_all(live, &pipe).await?;
+        let verified = self.verified(deadlines)?;
+        let groups: Option<Vec<u64>> = values.drain(places.len()..).map(|reply| number(&reply)).collect();
+        let judge = |(place, value)| Self::judge(live, place, groups.as_deref(), value, verified);
+        places.iter().zip(values).map(judge).collect()
+    }
+
+    /// The generations of a place's groups, made where there are none: before the database is read for it.
+    async fn groups(&self, live: &Live, place: &Place<'_>) -> Result<Vec<u64>, CacheError> {
+        if place.groups.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = Pipeline::with_capacity(place.groups.len() * 2);
+        for group in place.groups {
+            pipe.cmd("SET").arg(group).arg(fastrand::u64(1..)).arg("NX").cmd("GET").arg(group);
+        }
+        let replies = self.ask_all(live, &pipe).await?;
+        replies.chunks(2).map(|pair| pair.last().and_then(number).ok_or(CacheError::Refused)).collect()
     }
 
     /// The leases that a plain `SET NX GET` does not settle, by script, each with a fence of its own.
@@ -189,12 +291,13 @@ impl RedisCache {
         &self,
         live: &Live,
         places: &[Place<'_>],
+        groups: &[u64],
         lock: Duration,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
         for place in places {
-            let ticket = Self::ticket(live, place)?;
+            let ticket = Self::ticket(live, place, groups)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag);
             pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock)));
             tickets.push(ticket);
@@ -208,9 +311,9 @@ impl RedisCache {
             .collect()
     }
 
-    fn ticket(live: &Live, place: &Place<'_>) -> Result<Ticket, CacheError> {
+    fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Ticket, CacheError> {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
-        Ok(Ticket { fence, tag: Self::tag(live, place) })
+        Ok(Ticket { fence, tag: Self::tag(live, place, groups) })
     }
 }
 
@@ -236,6 +339,14 @@ fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64) -> Result<
     }
 }
 
+/// A generation as it is kept.
+fn number(reply: &Value) -> Option<u64> {
+    match reply {
+        Value::BulkString(text) => std::str::from_utf8(text).ok()?.parse().ok(),
+        _ => None,
+    }
+}
+
 /// Whole milliseconds, at least one: Redis refuses a life of zero.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 50)
@@ -243,41 +354,40 @@ fn millis(duration: Duration) -> u64 {
 
 impl Cache for RedisCache {
     async fn read(&self, place: Place<'_>) -> Result<Lookup, CacheError> {
-        let live = self.live().await?;
-        let deadline = live.trust.load(Ordering::Acquire);
+        let (live, deadlines) = self.ready().await?;
+        if !place.groups.is_empty() {
+            let mut found = self.read_grouped(&live, deadlines, &[place]).await?;
+            return Ok(found.pop().unwrap_or(Lookup::Absent));
+        }
         let mut get = Cmd::with_capacity(2, 16 + place.key.len());
         get.arg("GET").arg(place.key);
         let value = self.ask(&live, get).await?;
-        self.trusted(deadline)?;
-        Self::judge(&live, &place, value)
+        let verified = self.verified(deadlines)?;
+        Self::judge(&live, &place, Some(&[]), value, verified)
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
-        let live = self.live().await?;
-        let deadline = live.trust.load(Ordering::Acquire);
-        let mut pipe = Pipeline::with_capacity(places.len());
-        for place in places {
-            pipe.cmd("GET").arg(place.key);
-        }
-        let values = self.ask_all(&live, &pipe).await?;
-        self.trusted(deadline)?;
-        places.iter().zip(values).map(|(place, value)| Self::judge(&live, place, value)).collect()
+        let (live, deadlines) = self.ready().await?;
+        self.read_grouped(&live, deadlines, places).await
     }
 
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
-        let live = self.live().await?;
-        let deadline = live.trust.load(Ordering::Acquire);
+        let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
-        self.trusted(deadline)?;
+        let verified = self.verified(deadlines)?;
+        let groups = match places.first() {
+            Some(first) => self.groups(&live, first).await?,
+            None => return Ok(Vec::new()),
+        };
         if !live.set_nx_get {
-            let leases = self.lease_by_script(&live, places, lock).await?;
-            self.trusted(deadline)?;
+            let leases = self.lease_by_script(&live, places, &groups, lock).await?;
+            self.verified(deadlines)?;
             return Ok(leases);
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
         for place in places {
-            let ticket = Self::ticket(&live, place)?;
+            let ticket = Self::ticket(&live, place, &groups)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag);
             pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
             tickets.push(ticket);
@@ -289,7 +399,7 @@ impl Cache for RedisCache {
             leases.push(match reply {
                 Value::Nil => Lease::Fill { ticket, stale: None },
                 Value::ServerError(error) => return Err(self.refused(error.code())),
-                found => match Self::judge(&live, place, found)? {
+                found => match Self::judge(&live, place, Some(&groups), found, verified)? {
                     Lookup::Fresh(entry) => Lease::Hit(entry),
                     Lookup::Pending => Lease::Wait { stale: None },
                     Lookup::Soft(_) | Lookup::Absent => {
@@ -301,11 +411,12 @@ impl Cache for RedisCache {
         }
         if !unsettled.is_empty() {
             let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            for (index, lease) in unsettled.into_iter().zip(self.lease_by_script(&live, &places, lock).await?) {
+            let settled = self.lease_by_script(&live, &places, &groups, lock).await?;
+            for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
         }
-        self.trusted(deadline)?;
+        self.verified(deadlines)?;
         Ok(leases)
     }
 
@@ -320,10 +431,16 @@ impl Cache for RedisCache {
 
     async fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
         let live = self.live().await?;
-        let deadline = live.trust.load(Ordering::Acquire);
+        let deadlines = live.deadlines();
         let now = live.cache_now();
+        let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.control.load().origin));
         let mut pipe = Pipeline::with_capacity(fills.len());
         for (place, ticket, fill) in fills {
+            if caught_up_with.is_some_and(|origin| origin != fill.origin) {
+                // Read from another database, or from a former life of this one.
+                pipe.add_command(self.shared.scripts.release(place.key, &ticket.fence.0));
+                continue;
+            }
             let value = entry::valid(place.key, ticket.tag, fill, now);
             let life = millis(fill.ttl.saturating_add(fill.grace));
             pipe.add_command(self.shared.scripts.fill(place.key, &ticket.fence.0, &value, life));
@@ -333,12 +450,13 @@ impl Cache for RedisCache {
             Value::BulkString(word) if word == b"stored" => Ok(Filled::Stored),
             Value::BulkString(word) if word == b"fenced" => Ok(Filled::Fenced),
             Value::BulkString(word) if word == b"gone" => Ok(Filled::Gone),
+            // Released.
+            Value::Int(_) => Ok(Filled::Fenced),
             _ => Err(CacheError::Refused),
         };
         let verdicts = replies.into_iter().map(read).collect();
         // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
-        self.trusted(deadline)?;
-        verdicts
+        if self.verified(deadlines)? { verdicts } else { Err(CacheError::Untrusted) }
     }
 
     async fn release(&self, held: &[(Place<'_>, Ticket)]) -> Result<(), CacheError> {
@@ -368,24 +486,27 @@ impl Cache for RedisCache {
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {
         let live = self.live().await?;
         let mut cmd = redis::cmd("HSET");
-        cmd.arg(&self.shared.control_key).arg(Control::field(resource)).arg(fastrand::u64(1..));
+        cmd.arg(&self.shared.control_key).arg(field::generation(resource)).arg(fastrand::u64(1..));
         self.ask(&live, cmd).await?;
         // This process knows the new generation before it answers; the others at their next look.
         self.shared.mistrust();
-        self.lane.wake.notify_one();
         Ok(())
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {
         let live = self.live().await?;
-        let mut get = redis::cmd("GET");
-        get.arg(place.key);
-        let value = self.ask(&live, get).await?;
+        let mut pipe = Pipeline::with_capacity(1 + place.groups.len());
+        for key in std::iter::once(place.key).chain(place.groups.iter().map(String::as_str)) {
+            pipe.cmd("GET").arg(key);
+        }
+        let mut replies = self.ask_all(&live, &pipe).await?.into_iter();
+        let value = replies.next().unwrap_or(Value::Nil);
+        let groups: Vec<u64> = replies.map(|reply| number(&reply).unwrap_or(0)).collect();
         let size = if let Value::BulkString(bytes) = &value { bytes.len() } else { 0 };
         let held = match value {
             Value::BulkString(bytes) => entry::decode(place.key, &Bytes::from(bytes), live.cache_now()),
             _ => None,
         };
-        Ok(Inspection::of(held, size, Self::tag(&live, &place)))
+        Ok(Inspection::of(held, size, Self::tag(&live, &place, &groups)))
     }
 }

@@ -1,10 +1,15 @@
-//! The four scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
+//! The five scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
 
 use redis::{Cmd, Pipeline, Script};
 
 /// The texts, loaded whenever a connection is made.
-const TEXTS: [&str; 4] =
-    [include_str!("lease.lua"), include_str!("fill.lua"), include_str!("renew.lua"), include_str!("release.lua")];
+const TEXTS: [&str; 5] = [
+    include_str!("lease.lua"),
+    include_str!("fill.lua"),
+    include_str!("renew.lua"),
+    include_str!("release.lua"),
+    include_str!("round.lua"),
+];
 
 /// The scripts by their fingerprints.
 pub(super) struct Scripts {
@@ -12,12 +17,13 @@ pub(super) struct Scripts {
     fill: Script,
     renew: Script,
     release: Script,
+    round: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
-        let [lease, fill, renew, release] = TEXTS.map(Script::new);
-        Self { lease, fill, renew, release }
+        let [lease, fill, renew, release, round] = TEXTS.map(Script::new);
+        Self { lease, fill, renew, release, round }
     }
 
     /// Adds one `SCRIPT LOAD` for each: EVALSHA finds them from then on, until the server restarts.
@@ -48,6 +54,15 @@ impl Scripts {
     pub(super) fn release(&self, key: &str, fence: &[u8]) -> Cmd {
         let mut cmd = call(&self.release, key);
         cmd.arg(fence);
+        cmd
+    }
+
+    pub(super) fn round(&self, keys: [&str; 2], args: [&str; 4], fields: &[(String, String)]) -> Cmd {
+        let mut cmd = redis::cmd("EVALSHA");
+        cmd.arg(self.round.get_hash()).arg(keys.len()).arg(&keys).arg(&args);
+        for (name, value) in fields {
+            cmd.arg(name).arg(value);
+        }
         cmd
     }
 }

@@ -1,16 +1,19 @@
 //! Makes connections: in one runtime, with TLS as the URL asks for it, and set up the same each time.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
 
 use deadpool_postgres::Connect;
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, Error};
+use tokio_postgres::{Client, Config, Error, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::tls;
-use crate::config;
+use crate::{config, store};
 
 /// Everything that a new connection needs.
 #[derive(Clone)]
@@ -19,6 +22,14 @@ pub(super) struct Connector {
     tls: MakeRustlsConnect,
     setup: String,
     runtime: Handle,
+    origin: Arc<ArcSwap<Origin>>,
+}
+
+/// Which database the last connection found, and since when connections find it.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    fingerprint: u64,
+    since: Instant,
 }
 
 impl Connector {
@@ -38,10 +49,12 @@ impl Connector {
         let milliseconds = database.statement_timeout.as_millis();
         let setup = format!(
             "SET statement_timeout = {milliseconds}; SET idle_in_transaction_session_timeout = {}; \
-             SET bytea_output = 'hex'; SET extra_float_digits = 1",
-            milliseconds + 5_000
+             SET bytea_output = 'hex'; SET extra_float_digits = 1; SELECT {}",
+            milliseconds + 5_000,
+            super::feed::ORIGIN
         );
-        Ok(Self { config, tls, setup, runtime: Handle::current() })
+        let origin = Arc::new(ArcSwap::from_pointee(Origin { fingerprint: 0, since: Instant::now() }));
+        Ok(Self { config, tls, setup, runtime: Handle::current(), origin })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -50,6 +63,13 @@ impl Connector {
 
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    /// What a connection that was made at `created` is connected to; zero where that is not known for sure, because later
+    /// connections found something else.
+    pub(super) fn origin(&self, created: Instant) -> u64 {
+        let origin = self.origin.load();
+        if created >= origin.since { origin.fingerprint } else { 0 }
     }
 
     /// Asks the server to stop working on the client's statement, over a connection of its own.
@@ -68,15 +88,26 @@ impl Connector {
 impl Connect for Connector {
     fn connect(&self, _: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), Error>> {
         let (config, tls, setup) = (self.config.clone(), self.tls.clone(), self.setup.clone());
+        let known = Arc::clone(&self.origin);
         // Wherever the request came from: a connection dies with the runtime that drives it, and workers end one by one.
         let connecting = async move {
+            let since = Instant::now();
             let (client, connection) = config.connect(tls).await?;
             let driver = tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a database connection ended");
                 }
             });
-            client.batch_execute(&setup).await?;
+            let said = client.simple_query(&setup).await?;
+            let text = said.iter().rev().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            });
+            let fingerprint = store::origin(text.unwrap_or_default());
+            if known.load().fingerprint != fingerprint {
+                // Whatever was connected before is another database, or may be.
+                known.store(Arc::new(Origin { fingerprint, since }));
+            }
             Ok((client, driver))
         };
         // Bounded in here too: whoever waits may give up, and this task would go on.

@@ -1,12 +1,16 @@
 //! PostgreSQL: prepared statements over a pool, rows as the JSON that `row_to_json` writes.
 //!
+//! - `capture` installs and checks what tells of changes, `feed` reads them, `snapshot` compares moments
 //! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
 //! - `describe` asks the system catalogues what a table is
 //! - `sql` writes the statements of a resource
 //! - `write` runs the transaction of one write, and asks which column a refused value belongs to
 
+mod capture;
 mod connect;
 mod describe;
+mod feed;
+mod snapshot;
 mod sql;
 mod tls;
 mod write;
@@ -22,7 +26,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
 
 use self::connect::Connector;
-use super::{Connections, Row, Rows, Store, StoreError, Write, WriteError, Written};
+pub use self::feed::Feed;
+use super::{Batch, Captured, Connections, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::catalog::{Key, Problem, Resource, Table, TableName};
 use crate::config;
 
@@ -136,21 +141,22 @@ impl PostgresStore {
         Ok(Checked { client, _permit: permit })
     }
 
-    /// Runs one prepared statement. A connection that proves dead is replaced once: reading twice is safe.
+    /// Runs one prepared statement, and says which database answered. A connection that proves dead is replaced once: reading twice is safe.
     async fn query(
         &self,
         sql: &str,
         params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
-    ) -> Result<Vec<tokio_postgres::Row>, StoreError> {
+    ) -> Result<(Vec<tokio_postgres::Row>, u64), StoreError> {
         let mut retried = false;
         loop {
             let checked = self.checkout().await?;
+            let origin = self.inner.connector.origin(Object::metrics(&checked.client).created);
             let run = async {
                 let statement = checked.client.prepare_cached(sql).await?;
                 checked.client.query(&statement, params).await
             };
             match tokio::time::timeout(self.inner.statement_timeout + SLACK, run).await {
-                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Ok(rows)) => return Ok((rows, origin)),
                 Ok(Err(_)) if checked.client.is_closed() && !retried => retried = true,
                 // The server ends connections before it goes; the driver may not have seen the end yet.
                 Ok(Err(failed))
@@ -288,23 +294,24 @@ impl Store for PostgresStore {
         Ok((resource, problems))
     }
 
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Vec<Option<Row>>, StoreError> {
+    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
         if let [key] = keys {
             let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
                 key.parts().iter().map(|part| part as _).collect();
-            let found = self.query(&resource.statements.row, &params).await?;
-            return Ok(vec![found.first().map(|row| sql::row(row, key)).transpose().map_err(error)?]);
+            let (found, origin) = self.query(&resource.statements.row, &params).await?;
+            let row = found.first().map(|row| sql::row(row, key)).transpose().map_err(error)?;
+            return Ok(Batch { rows: vec![row], origin });
         }
         let columns: Vec<Vec<&str>> =
             (0..resource.key.len()).map(|part| keys.iter().map(|key| key.parts()[part].as_str()).collect()).collect();
         let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             columns.iter().map(|column| column as _).collect();
-        let found = self.query(&resource.statements.rows, &params).await?;
-        sql::in_order(resource, keys, &found).map_err(error)
+        let (found, origin) = self.query(&resource.statements.rows, &params).await?;
+        Ok(Batch { rows: sql::in_order(resource, keys, &found).map_err(error)?, origin })
     }
 
     async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
-        let found = self.query(&resource.statements.lists[index], &[&value]).await?;
+        let (found, origin) = self.query(&resource.statements.lists[index], &[&value]).await?;
         let limit = resource.lists[index].limit;
         let mut json = BytesMut::from(&b"["[..]);
         for (position, row) in found.iter().take(limit).enumerate() {
@@ -314,11 +321,15 @@ impl Store for PostgresStore {
             json.put_slice(&row.try_get::<_, Text>(0).map_err(error)?.0);
         }
         json.put_u8(b']');
-        Ok(Rows { json: json.freeze(), truncated: found.len() > limit })
+        Ok(Rows { json: json.freeze(), truncated: found.len() > limit, origin })
     }
 
     async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
         write::run(self, resource, write).await
+    }
+
+    async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
+        self.captures(wanted).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -10,20 +10,12 @@ use std::fmt::Write as _;
 use tokio_postgres::{Error, Row};
 
 use super::Text;
-use crate::catalog::{Column, Key, Resource, Statements, Table};
+use crate::catalog::{Column, Key, Resource, Statements};
 use crate::store;
 
 /// Quotes an identifier.
 pub(super) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// The table's qualified name.
-pub(super) fn table(table: &Table) -> String {
-    match &table.schema {
-        Some(schema) => format!("{}.{}", quote(schema), quote(&table.name)),
-        None => quote(&table.name),
-    }
 }
 
 /// The row as JSON, over the table's alias `t`.
@@ -56,7 +48,7 @@ pub(super) fn by_key(resource: &Resource, first: usize) -> String {
 
 /// All statements that read a resource.
 pub(super) fn statements(resource: &Resource) -> Statements {
-    let (json, keys, from) = (json(resource), key_texts(resource), table(&resource.table));
+    let (json, keys, from) = (json(resource), key_texts(resource), resource.table.relation());
     let row = format!("SELECT {json}, {keys} FROM {from} AS t WHERE {} LIMIT 1", by_key(resource, 1));
     let exact: Vec<&Column> = resource.key_columns().filter(|column| column.exact).collect();
     let rows = if let ([column], [_]) = (exact.as_slice(), resource.key.as_slice()) {

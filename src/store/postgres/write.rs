@@ -10,9 +10,9 @@ use serde_json::value::RawValue;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
-use super::{PostgresStore, SLACK, Text, error, sql};
-use crate::catalog::{Column, Key, Resource};
-use crate::store::{Body, Precondition, StoreError, Write, WriteError, Written, merge_patch};
+use super::{PostgresStore, SLACK, Text, error, feed, sql};
+use crate::catalog::{Capture, Column, Key, Resource};
+use crate::store::{Body, Change, Precondition, StoreError, Write, WriteError, Written, merge_patch};
 
 type Params<'a> = Vec<(&'a (dyn ToSql + Sync), Type)>;
 
@@ -87,7 +87,10 @@ async fn transact(
     committing: &Mutex<Option<Written>>,
 ) -> Result<Written, Failure> {
     let transaction = client.transaction().await?;
-    let written = within(&transaction, resource, write).await?;
+    let mut written = within(&transaction, resource, write).await?;
+    if resource.capture == Capture::On {
+        written.changes = changes(&transaction).await?;
+    }
     *committing.lock().unwrap_or_else(PoisonError::into_inner) = Some(written.clone());
     match transaction.commit().await {
         Ok(()) => Ok(written),
@@ -97,6 +100,18 @@ async fn transact(
         }
         Err(_) => Err(WriteError::Unknown(Box::new(written)).into()),
     }
+}
+
+/// What the transaction has changed, with all that triggers and cascades did: deferred ones are made to run now.
+async fn changes(transaction: &Transaction<'_>) -> Result<Vec<Change>, Error> {
+    // Sent together: one round trip.
+    let (fired, rows) = tokio::join!(
+        biased;
+        transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE"),
+        transaction.query_typed(feed::OWN, &[])
+    );
+    fired?;
+    rows?.iter().map(|row| feed::change(row, 0)).collect()
 }
 
 async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Write) -> Result<Written, Failure> {
@@ -120,9 +135,9 @@ async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Writ
         return Err(WriteError::PreconditionFailed.into());
     }
     let Some(body) = body else {
-        let statement = format!("DELETE FROM {} AS t WHERE {}", sql::table(&resource.table), sql::by_key(resource, 1));
+        let statement = format!("DELETE FROM {} AS t WHERE {}", resource.table.relation(), sql::by_key(resource, 1));
         transaction.execute_typed(&statement, &key_params(key)).await?;
-        return Ok(Written { row: None, key: before.key, lists: before.lists });
+        return Ok(Written { row: None, key: before.key, lists: before.lists, changes: Vec::new() });
     };
     let mut body = body.clone();
     for (column, document) in documents.iter().zip(&before.documents) {
@@ -141,6 +156,7 @@ async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Writ
         row: Some(before.json),
         key: before.key,
         lists: Vec::new(),
+        changes: Vec::new(),
     });
     for list in before.lists {
         if !written.lists.contains(&list) {
@@ -165,7 +181,7 @@ async fn lock(
     let statement = format!(
         "SELECT {}{keys}{lists}{documents} FROM {} AS t WHERE {} LIMIT 1 FOR UPDATE OF t",
         sql::json(resource),
-        sql::table(&resource.table),
+        resource.table.relation(),
         sql::by_key(resource, 1)
     );
     let Some(row) = transaction.query_typed(&statement, &key_params(key)).await?.into_iter().next() else {
@@ -215,6 +231,7 @@ fn written(row: &Row, resource: &Resource) -> Result<Written, Error> {
         row: Some(row.try_get::<_, Text>(0)?.0),
         key: key_of(row, keys)?,
         lists: lists_of(row, resource, 1 + keys)?,
+        changes: Vec::new(),
     })
 }
 
@@ -230,7 +247,7 @@ fn record(resource: &Resource, body: &Body) -> Option<String> {
 }
 
 async fn create(transaction: &Transaction<'_>, resource: &Resource, body: &Body) -> Result<Written, Failure> {
-    let table = sql::table(&resource.table);
+    let table = resource.table.relation();
     let json = body.to_json();
     let names: Vec<String> = body.iter().map(|(name, _)| sql::quote(name)).collect();
     let rows = if let Some(record) = record(resource, body) {
@@ -288,7 +305,7 @@ async fn update(
     params.extend(key_params(key));
     let statement = format!(
         "UPDATE {} AS t SET {}{} WHERE {condition} {}",
-        sql::table(&resource.table),
+        resource.table.relation(),
         sets.join(", "),
         record.map(|record| format!(" FROM {record}")).unwrap_or_default(),
         returning(resource)
@@ -353,7 +370,7 @@ async fn constrained(store: &PostgresStore, resource: &Resource, constraint: &st
           (SELECT i.indkey::int2[] FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
            WHERE x.relname = $1 AND i.indrelid = $2::text::regclass)))
         ORDER BY a.attnum";
-    let table = sql::table(&resource.table);
+    let table = resource.table.relation();
     let Ok(checked) = store.checkout().await else { return Vec::new() };
     let params: [(&(dyn ToSql + Sync), Type); 2] = [(&constraint, Type::TEXT), (&table, Type::TEXT)];
     match checked.client.query_typed(COLUMNS, &params).await {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use deadpool_sqlite::{Config, Hook, HookError, Pool, Runtime};
 use rusqlite::{Connection, ErrorCode};
 
-use super::{Connections, Row, Rows, Store, StoreError, Write, WriteError, Written};
+use super::{Batch, Captured, Connections, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::catalog::{Column, Key, Problem, Resource, Statements, Table, TableName};
 use crate::config;
 
@@ -260,7 +260,7 @@ impl Store for SqliteStore {
         Ok((resource, Vec::new()))
     }
 
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Vec<Option<Row>>, StoreError> {
+    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
         let (resource, keys) = (resource.clone(), keys.iter().map(|key| (*key).clone()).collect::<Vec<_>>());
         self.with(&self.inner.readers, move |connection| {
             // All of a batch from one state of the database.
@@ -273,7 +273,7 @@ impl Store for SqliteStore {
                 );
             }
             snapshot.finish()?;
-            Ok(rows)
+            Ok(Batch { rows, origin: 0 })
         })
         .await
     }
@@ -290,7 +290,7 @@ impl Store for SqliteStore {
             while let Some(row) = rows.next()? {
                 if count == list.limit {
                     json.push(b']');
-                    return Ok(Rows { json: json.into(), truncated: true });
+                    return Ok(Rows { json: json.into(), truncated: true, origin: 0 });
                 }
                 if count > 0 {
                     json.push(b',');
@@ -299,7 +299,7 @@ impl Store for SqliteStore {
                 count += 1;
             }
             json.push(b']');
-            Ok(Rows { json: json.into(), truncated: false })
+            Ok(Rows { json: json.into(), truncated: false, origin: 0 })
         })
         .await
     }
@@ -307,6 +307,11 @@ impl Store for SqliteStore {
     async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
         let resource = resource.clone();
         self.with(&self.inner.writer, move |connection| write::run(connection, &resource, &write)).await
+    }
+
+    async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
+        let words = "SQLite tells nobody of changes: those by other programs are seen when the TTL ends";
+        Ok(wanted.iter().map(|_| Captured::Never(words.into())).collect())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -32,7 +32,12 @@ fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Write) -> 
         transaction
             .execute(&sql, params_from_iter(key_values(resource, key)))
             .map_err(|error| refused(error, resource, true))?;
-        return Ok(Written { row: None, key: Key::from_database(before.key), lists: before.lists });
+        return Ok(Written {
+            row: None,
+            key: Key::from_database(before.key),
+            lists: before.lists,
+            changes: Vec::new(),
+        });
     };
     let after = update(transaction, resource, key, body, matches!(write, Write::Merge { .. }))?;
     let mut lists = before.lists;
@@ -41,7 +46,7 @@ fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Write) -> 
             lists.push(list);
         }
     }
-    Ok(Written { row: Some(after.json), key: Key::from_database(after.key), lists })
+    Ok(Written { row: Some(after.json), key: Key::from_database(after.key), lists, changes: Vec::new() })
 }
 
 fn key_values(resource: &Resource, key: &Key) -> Vec<Value> {
@@ -70,7 +75,7 @@ fn create(transaction: &Transaction<'_>, resource: &Resource, body: &Body) -> Re
     let found = transaction
         .query_row(&sql, params_from_iter(values), |row| read_row(resource, row))
         .map_err(|error| refused(error, resource, false))?;
-    Ok(Written { row: Some(found.json), key: Key::from_database(found.key), lists: found.lists })
+    Ok(Written { row: Some(found.json), key: Key::from_database(found.key), lists: found.lists, changes: Vec::new() })
 }
 
 fn update(

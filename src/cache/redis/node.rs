@@ -1,0 +1,128 @@
+//! Redis as those who keep it current see it: a connection of its own, over which a round goes from beginning to end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use deadpool_redis::Connection;
+use redis::aio::MultiplexedConnection;
+use tokio::sync::Mutex;
+
+use super::look;
+use super::shared::{Made, Shared};
+use crate::cache::control::field;
+use crate::cache::{CacheError, Looked, Node, Step};
+
+/// Keys that one command drops.
+const CHUNK: usize = 1_000;
+/// A batch with more keys is told as "anything".
+const BATCH: usize = 1_000;
+
+/// One Redis server.
+pub struct RedisNode {
+    shared: Arc<Shared>,
+    open: Mutex<Option<Open>>,
+    connections: AtomicU64,
+}
+
+struct Open {
+    made: Made,
+    number: u64,
+}
+
+impl std::fmt::Debug for RedisNode {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("RedisNode")
+    }
+}
+
+impl RedisNode {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared), open: Mutex::default(), connections: AtomicU64::new(0) }
+    }
+
+    /// Runs something over the connection; one that fails is not used again.
+    async fn over<T>(
+        &self,
+        open: &mut Option<Open>,
+        run: impl AsyncFnOnce(&mut MultiplexedConnection, &str) -> anyhow::Result<T>,
+    ) -> Result<T, CacheError> {
+        let Some(it) = open else { return Err(CacheError::Disconnected) };
+        let mut conn = it.made.conn.clone();
+        match run(&mut conn, &it.made.run).await {
+            Ok(done) => Ok(done),
+            Err(error) => {
+                tracing::debug!(cache = self.shared.address, %error, "a round failed at the cache");
+                if let Some(broken) = open.take() {
+                    drop(Connection::take(broken.made.connection));
+                }
+                let timed_out = error.downcast_ref::<redis::RedisError>().is_some_and(redis::RedisError::is_timeout);
+                Err(if timed_out { CacheError::TimedOut } else { CacheError::Refused })
+            }
+        }
+    }
+}
+
+impl Node for RedisNode {
+    async fn look(&self) -> Result<Looked, CacheError> {
+        let mut open = self.open.lock().await;
+        if open.is_none() {
+            let made = self.shared.connect().await.map_err(|_| CacheError::Disconnected)?;
+            *open = Some(Open { made, number: self.connections.fetch_add(1, Ordering::Relaxed) + 1 });
+        }
+        let shared = &self.shared;
+        let seen = self.over(&mut open, async |conn, run| look::look(shared, conn, run).await).await?;
+        let connection = open.as_ref().map_or(0, |open| open.number);
+        Ok(Looked { control: seen.control, now: seen.now, ids: seen.ids, connection })
+    }
+
+    async fn advance(&self, looked: &Looked, step: &Step) -> Result<bool, CacheError> {
+        let mut open = self.open.lock().await;
+        if open.as_ref().is_none_or(|open| open.number != looked.connection) {
+            // Another server may be at the other end by now, and it was not told.
+            return Ok(false);
+        }
+        let shared = &self.shared;
+        let next = looked.points(step);
+        let mut fields: Vec<(String, String)> = [
+            (field::POINT, next.point),
+            (field::TAKEN, next.taken.to_string()),
+            (field::EARLIER, next.earlier),
+            (field::EARLIER_TAKEN, next.earlier_taken.to_string()),
+            (field::EARLIEST, next.earliest),
+            (field::ORIGIN, step.origin.clone()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        if step.anew {
+            fields.push((field::EPOCH.to_owned(), fastrand::u64(1..).to_string()));
+        }
+        let renewed = step.renew.iter().map(|resource| (field::generation(resource), fastrand::u64(1..).to_string()));
+        fields.extend(renewed);
+        let batch = if step.anew || !step.renew.is_empty() || step.drop.len() > BATCH {
+            "*".to_owned()
+        } else if step.drop.is_empty() {
+            String::new()
+        } else {
+            serde_json::to_string(&step.drop).unwrap_or_else(|_| "*".to_owned())
+        };
+        let script = shared.scripts.round(
+            [&shared.control_key, &shared.stream_key],
+            [&looked.control.number.to_string(), &looked.ids.run, &looked.ids.replication, &batch],
+            &fields,
+        );
+        let drop = &step.drop;
+        let verdict: String = self
+            .over(&mut open, async |conn, _| {
+                for some in drop.chunks(CHUNK) {
+                    let () = redis::cmd("UNLINK").arg(some).query_async(conn).await?;
+                }
+                Ok(script.query_async(conn).await?)
+            })
+            .await?;
+        Ok(verdict == "moved")
+    }
+
+    fn database_answers(&self, yes: bool) {
+        self.shared.database_answers(yes);
+    }
+}

@@ -1,0 +1,89 @@
+//! `cache-aside migrate`: installs what tells of changes in the database, prints it, or removes it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::{failed, load, misconfigured, runtime, say, store};
+use crate::app::look;
+use crate::catalog::State;
+use crate::config::{Config, Env, InvalidationMode, LogFormat};
+use crate::store::postgres::PostgresStore;
+use crate::store::{AnyStore, Wanted};
+use crate::telemetry;
+
+#[derive(clap::Args)]
+pub(super) struct Options {
+    /// Print the SQL and change nothing.
+    #[arg(long)]
+    print: bool,
+    /// Remove the capture of all tables, whoever installed it.
+    #[arg(long, conflicts_with = "role")]
+    uninstall: bool,
+    /// Let this role serve: it needs no more than that, and owns nothing.
+    #[arg(long = "grant", value_name = "ROLE")]
+    role: Option<String>,
+}
+
+pub(super) fn run(file: Option<&Path>, env: &Env, options: &Options) -> ExitCode {
+    telemetry::init_log(LogFormat::Text, env.get("RUST_LOG").or(Some("error")), true);
+    let (config, is_demo) = match load(file, env) {
+        Ok(loaded) => loaded,
+        Err(error) => return misconfigured(&error),
+    };
+    let migrated = runtime().and_then(|runtime| {
+        let migrated = runtime.block_on(migrate(&config, is_demo, options));
+        runtime.shutdown_background();
+        migrated
+    });
+    match migrated {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => failed(&error),
+    }
+}
+
+/// Whether everything that is declared is captured now.
+async fn migrate(config: &Config, is_demo: bool, options: &Options) -> anyhow::Result<bool> {
+    if options.uninstall && options.print {
+        say(format_args!("{}", PostgresStore::uninstall_script().trim_end()));
+        return Ok(true);
+    }
+    let AnyStore::Postgres(store) = store(config, is_demo).await? else {
+        say(format_args!("nothing to do: this database tells nobody of changes; the service's own writes invalidate"));
+        return Ok(true);
+    };
+    if options.uninstall {
+        store.uninstall().await?;
+        say(format_args!("removed the schema cache_aside with its triggers"));
+        return Ok(true);
+    }
+    if config.invalidation.mode == InvalidationMode::None {
+        eprintln!("note: invalidation.mode is none: a service with this configuration does not use what is installed");
+    }
+    let store_for_look = AnyStore::Postgres(store.clone());
+    let (catalog, outage) = look(&store_for_look, config).await;
+    let mut whole = !outage && !catalog.resources.is_empty();
+    let mut wanted: Vec<Wanted> = Vec::new();
+    for (name, state) in &catalog.resources {
+        match state {
+            State::Ready(resource, _) => wanted.extend(resource.wanted()),
+            State::Waiting(problems) => {
+                whole = false;
+                for problem in problems {
+                    eprintln!("error: resource {name}: {}", problem.text);
+                }
+            }
+        }
+    }
+    anyhow::ensure!(!outage, "the database does not answer; nothing was changed");
+    anyhow::ensure!(!catalog.resources.is_empty(), "there is no table with a primary key");
+    let role = options.role.as_deref();
+    if options.print {
+        say(format_args!("{}", store.install_script(&wanted, role).await?.trim_end()));
+    } else {
+        for line in store.install(&wanted, role).await? {
+            say(format_args!("{line}"));
+        }
+    }
+    Ok(whole)
+}

@@ -1,0 +1,57 @@
+//! From changes to what is dropped.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::catalog::{Effect, Mapping};
+use crate::store::Change;
+
+/// Past so many entries of one resource, it gets a new generation instead.
+const MOST: usize = 10_000;
+
+/// What some changes invalidate, by resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Cache keys to drop.
+    pub drop: BTreeMap<String, BTreeSet<String>>,
+    /// Resources of which anything may have changed.
+    pub renew: BTreeSet<String>,
+}
+
+impl Plan {
+    /// All cache keys.
+    pub fn keys(&self) -> impl Iterator<Item = &String> {
+        self.drop.values().flatten()
+    }
+}
+
+/// What these changes invalidate, for everybody whose mappings these are.
+#[must_use]
+pub fn plan<'a>(mappings: impl Iterator<Item = &'a Mapping>, changes: &[Change]) -> Plan {
+    let mut plan = Plan::default();
+    if changes.is_empty() {
+        return plan;
+    }
+    let mut by_relation: HashMap<&str, Vec<&Mapping>> = HashMap::new();
+    for mapping in mappings {
+        by_relation.entry(&mapping.relation).or_default().push(mapping);
+    }
+    for change in changes {
+        for mapping in by_relation.get(change.relation.as_str()).into_iter().flatten() {
+            if plan.renew.contains(&mapping.resource) {
+                continue;
+            }
+            let keys = plan.drop.entry(mapping.resource.clone()).or_default();
+            match mapping.effect(change.image.as_ref()) {
+                Effect::Drop(more) => keys.extend(more),
+                Effect::Everything => {
+                    plan.renew.insert(mapping.resource.clone());
+                }
+            }
+            if keys.len() > MOST {
+                plan.renew.insert(mapping.resource.clone());
+            }
+        }
+    }
+    plan.drop.retain(|resource, keys| !keys.is_empty() && !plan.renew.contains(resource));
+    plan
+}

@@ -1,0 +1,188 @@
+//! The rounds of one memory, run by this process or watched while another runs them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::time::Instant;
+
+use super::plan;
+use crate::cache::{AnyNode, CacheError, Looked, Node, Step};
+use crate::store::StoreError;
+use crate::store::postgres::Feed;
+use crate::telemetry::Metrics;
+
+/// How often things happen, all in proportion to how far behind a hit may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Between two rounds of whoever ran the last one.
+    period: Duration,
+    /// Between two looks of the others.
+    watch: Duration,
+    /// A watermark older than this, and a random while, makes another step in.
+    step_in: Duration,
+    /// What the database may take to say what is owed.
+    pub patience: Duration,
+}
+
+impl Pace {
+    /// The pace that keeps a memory within `max_staleness`.
+    #[must_use]
+    pub fn new(max_staleness: Duration) -> Self {
+        let part = |share: u32, least: u64, most: u64| {
+            (max_staleness / share).clamp(Duration::from_millis(least), Duration::from_millis(most))
+        };
+        Self {
+            period: part(20, 5, 50),
+            watch: part(10, 10, 100),
+            step_in: part(5, 20, 200),
+            patience: part(3, 100, 1000),
+        }
+    }
+}
+
+/// Between two sweeps of the outbox, and two counts of its rows.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// Why the last round failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// At the cache.
+    #[error("the cache can't be brought up to date: {0}")]
+    Cache(#[from] CacheError),
+    /// At the database.
+    #[error("changes can't be read: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// Keeps one memory current.
+#[derive(Debug)]
+pub struct Rounds {
+    node: AnyNode,
+    feed: Feed,
+    pace: Pace,
+    metrics: Arc<Metrics>,
+    trouble: Arc<ArcSwapOption<Trouble>>,
+}
+
+impl Rounds {
+    /// Rounds from `feed` to `node`. `trouble` says why the last one failed, for people.
+    #[must_use]
+    pub fn new(
+        node: AnyNode,
+        feed: Feed,
+        pace: Pace,
+        metrics: Arc<Metrics>,
+        trouble: Arc<ArcSwapOption<Trouble>>,
+    ) -> Self {
+        Self { node, feed, pace, metrics, trouble }
+    }
+
+    /// Runs for as long as the service does.
+    pub async fn run(self) {
+        tokio::join!(self.keep_current(), self.sweep());
+    }
+
+    async fn keep_current(&self) {
+        // When the watermark was taken that this process set last.
+        let mut mine = 0;
+        let mut random = Duration::ZERO;
+        loop {
+            match self.turn(&mut mine, random).await {
+                Ok(ran) => {
+                    if let Some(before) = self.trouble.swap(None) {
+                        tracing::info!(after = %before, "the cache is kept up to date again");
+                    }
+                    if !ran {
+                        random = self.pace.step_in.mul_f64(fastrand::f64() / 2.0);
+                    }
+                    tokio::time::sleep(if ran { self.pace.period } else { self.pace.watch }).await;
+                }
+                Err(trouble) => {
+                    let before = self.trouble.swap(Some(Arc::new(trouble.clone())));
+                    if before.is_none_or(|before| *before != trouble) {
+                        tracing::warn!(error = %trouble, "a round failed; trying again");
+                    }
+                    let kind = match &trouble {
+                        Trouble::Cache(error) => error.kind(),
+                        Trouble::Store(error) => error.kind(),
+                    };
+                    self.metrics.error("rounds", kind);
+                    tokio::time::sleep(self.pace.watch.mul_f64(0.5 + fastrand::f64())).await;
+                }
+            }
+        }
+    }
+
+    /// Looks, and runs a round where it is this process's turn; whether it was.
+    async fn turn(&self, mine: &mut u64, random: Duration) -> Result<bool, Trouble> {
+        let looked = self.node.look().await?;
+        let control = &looked.control;
+        let age = Duration::from_millis(looked.now.saturating_sub(control.taken));
+        let changed = control.point.is_empty() || control.ids != looked.ids;
+        let late = changed || control.taken > looked.now || age > self.pace.step_in + random;
+        if *mine != control.taken && !late {
+            return Ok(false);
+        }
+        let began = Instant::now();
+        if self.round(&looked).await? {
+            *mine = looked.now;
+            tracing::trace!(took = ?began.elapsed(), "a round");
+            return Ok(true);
+        }
+        *mine = 0;
+        Ok(false)
+    }
+
+    async fn round(&self, looked: &Looked) -> Result<bool, Trouble> {
+        let since = looked.control.since();
+        let owed = self.feed.owed(since.as_ref()).await;
+        // Only silence is an outage; a "no" (no outbox, no right to it) is a reason to go past the cache.
+        self.node.database_answers(!owed.as_ref().is_err_and(StoreError::is_outage));
+        let owed = owed?;
+        if owed.origin.is_empty() {
+            let words = "it follows another database, and may be behind it".to_owned();
+            self.node.database_answers(false);
+            return Err(StoreError::Unavailable(words).into());
+        }
+        let mut step = Step { point: owed.point, origin: owed.origin, ..Step::default() };
+        step.anew = !owed.complete || step.origin != looked.control.origin || looked.control.epoch == 0;
+        let mut counts = Vec::new();
+        if !step.anew {
+            let plan = plan(looked.control.mappings.values(), &owed.changes);
+            step.drop = plan.keys().cloned().collect();
+            step.renew = plan.renew.iter().cloned().collect();
+            counts = plan.drop.into_iter().map(|(resource, keys)| (resource, keys.len() as u64)).collect();
+            counts.extend(plan.renew.into_iter().map(|resource| (resource, 1)));
+        }
+        let moved = self.node.advance(looked, &step).await?;
+        if moved {
+            if step.anew {
+                tracing::info!("what the cache missed is not known: everything in it is absent from now on");
+            }
+            for (resource, entries) in counts {
+                self.metrics.invalidated_by_round(&resource, entries);
+            }
+            for change in &owed.changes {
+                self.metrics.invalidation_lag(change.age);
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Drops what nobody needs from the outbox, now and then.
+    async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(SWEEP.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            let swept = async {
+                self.feed.sweep().await?;
+                self.metrics.outbox_rows(self.feed.rows().await?);
+                Ok::<_, StoreError>(())
+            };
+            if let Err(error) = swept.await {
+                tracing::debug!(%error, "the outbox was not swept");
+                self.metrics.error("outbox", error.kind());
+            }
+        }
+    }
+}

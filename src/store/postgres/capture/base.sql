@@ -1,0 +1,81 @@
+-- What every captured table shares: the outbox, and what bounds it. Safe to run again.
+CREATE SCHEMA IF NOT EXISTS cache_aside;
+COMMENT ON SCHEMA cache_aside IS 'Change capture of cache-aside: who reads a cache learns here what changed';
+
+-- One row, so that a service can tell what it finds.
+CREATE TABLE IF NOT EXISTS cache_aside.about (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  version integer NOT NULL,
+  -- What was visible in it may have been dropped from the outbox.
+  horizon pg_snapshot NOT NULL
+);
+INSERT INTO cache_aside.about (version, horizon) VALUES ({version}, '1:1:') ON CONFLICT DO NOTHING;
+
+-- Which tables are captured, and which of their columns come along. The id differs after every installation, so that
+-- nothing that was cached before a gap in the capture is used after it.
+CREATE TABLE IF NOT EXISTS cache_aside.captures (
+  relation text PRIMARY KEY,
+  id uuid NOT NULL DEFAULT gen_random_uuid(),
+  columns text[] NOT NULL
+);
+
+-- What changed: rows are only ever inserted, and dropped once they were visible in an old enough snapshot.
+CREATE TABLE IF NOT EXISTS cache_aside.outbox (
+  xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  id bigint GENERATED ALWAYS AS IDENTITY,
+  relation text NOT NULL,
+  -- Key and list columns of a row before or after its change; NULL: anything in the table may have changed.
+  image jsonb,
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (xid, id)
+) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 20000,
+        autovacuum_vacuum_insert_scale_factor = 0.0, autovacuum_vacuum_insert_threshold = 20000);
+
+-- Snapshots of the last minutes, the candidates for the horizon.
+CREATE TABLE IF NOT EXISTS cache_aside.marks (
+  at timestamptz PRIMARY KEY DEFAULT clock_timestamp(),
+  snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot()
+);
+
+-- Drops what everybody who was there within ten minutes has seen; what has piled up past a million rows, sooner.
+-- Answers how many rows it dropped: as many as `most` means that there may be more. Anyone may call it at any time; one at
+-- a time works, the others go on.
+CREATE OR REPLACE FUNCTION cache_aside.sweep(most integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $sweep$
+DECLARE
+  keep interval := '10 minutes';
+  found pg_snapshot;
+  dropped integer;
+BEGIN
+  IF NOT pg_try_advisory_xact_lock(hashtext('cache_aside.sweep')) THEN
+    RETURN 0;
+  END IF;
+  IF NOT EXISTS (SELECT FROM cache_aside.marks m WHERE m.at > clock_timestamp() - interval '20 seconds') THEN
+    INSERT INTO cache_aside.marks DEFAULT VALUES;
+  END IF;
+  IF (SELECT count(*) FROM (SELECT FROM cache_aside.outbox LIMIT 1000001) o) > 1000000 THEN
+    keep := '30 seconds';
+  END IF;
+  SELECT m.snapshot INTO found FROM cache_aside.marks m
+    WHERE m.at < clock_timestamp() - keep ORDER BY m.at DESC LIMIT 1;
+  IF found IS NULL THEN
+    RETURN 0;
+  END IF;
+  -- The horizon moves in the transaction that drops: whoever still finds a row finds the old horizon. It never moves
+  -- back, whatever the clock does: a later snapshot has a higher xmax, or the same and fewer transactions under way.
+  UPDATE cache_aside.about SET horizon = found
+    WHERE (pg_snapshot_xmax(horizon), -(SELECT count(*) FROM pg_snapshot_xip(horizon)))
+        < (pg_snapshot_xmax(found), -(SELECT count(*) FROM pg_snapshot_xip(found)));
+  SELECT a.horizon INTO found FROM cache_aside.about a;
+  DELETE FROM cache_aside.marks m WHERE m.at < clock_timestamp() - interval '11 minutes';
+  DELETE FROM cache_aside.outbox o WHERE o.ctid = ANY (ARRAY(
+    SELECT d.ctid FROM cache_aside.outbox d
+    WHERE d.xid < pg_snapshot_xmax(found) AND pg_visible_in_snapshot(d.xid, found)
+    ORDER BY d.xid LIMIT most));
+  GET DIAGNOSTICS dropped = ROW_COUNT;
+  RETURN dropped;
+END
+$sweep$;
+REVOKE ALL ON FUNCTION cache_aside.sweep(integer) FROM PUBLIC;
+
+UPDATE cache_aside.about SET version = {version} WHERE version < {version};

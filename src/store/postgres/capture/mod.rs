@@ -1,0 +1,299 @@
+//! Change capture: what `migrate` installs, and what a service finds of it.
+//!
+//! The schema `cache_aside` belongs to everybody who caches this database, so an installation only ever adds: tables
+//! that this configuration doesn't name, and columns that it has no list for, may be another's.
+
+mod script;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Error};
+
+use super::{PostgresStore, error};
+use crate::store::{Captured, StoreError, Wanted};
+use script::Level;
+
+/// One row per wanted table: how its triggers are and which columns they write.
+const STATE: &str = "
+    SELECT w.relation, r.relkind::text, r.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid),
+           a.version, c.id::text, c.columns,
+           ARRAY(SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+                 JOIN pg_namespace n ON n.oid = p.pronamespace
+                 WHERE t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+                   AND n.nspname = 'cache_aside'),
+           ARRAY(SELECT at.attname::text FROM pg_attribute at
+                 WHERE at.attrelid = r.oid AND at.attnum > 0 AND NOT at.attisdropped),
+           ARRAY(SELECT at.attname::text FROM pg_attribute at JOIN pg_type ty ON ty.oid = at.atttypid
+                 WHERE at.attrelid = r.oid AND at.attnum > 0 AND ty.typtype <> 'e' AND ty.oid <> ALL (ARRAY[
+                   'int2'::regtype, 'int4', 'int8', 'oid', 'text', 'varchar', 'bpchar', 'name', 'uuid', 'bool', 'numeric']))
+    FROM unnest($1::text[]) AS w (relation)
+    LEFT JOIN pg_class r ON r.oid = to_regclass(w.relation)
+    CROSS JOIN cache_aside.about a
+    LEFT JOIN cache_aside.captures c ON c.relation = w.relation";
+
+/// What decides how a value of an unusual type is written; a session may set each.
+const SETTINGS: [&str; 6] =
+    ["bytea_output", "extra_float_digits", "TimeZone", "IntervalStyle", "DateStyle", "lc_monetary"];
+
+/// How often a lock that writers hold is asked for, and how long each time: whoever waits for it makes writers wait too.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PATIENCE: &str = "500ms";
+
+/// One table of the database, as the capture is concerned.
+struct Found {
+    relation: String,
+    kind: String,
+    is_child: bool,
+    version: i32,
+    id: Option<String>,
+    columns: Vec<String>,
+    triggers: BTreeSet<String>,
+    table_columns: Vec<String>,
+    /// Columns whose text may depend on a session's settings.
+    unsettled: BTreeSet<String>,
+}
+
+impl Found {
+    /// The settings that the capture must fix.
+    fn settings<'a>(&self, all: &'a [(String, String)]) -> &'a [(String, String)] {
+        if self.columns.iter().any(|column| self.unsettled.contains(column)) { all } else { &[] }
+    }
+
+    fn level(&self) -> Level {
+        if self.kind == "p" || self.is_child { Level::Row } else { Level::Statement }
+    }
+
+    fn lacking_triggers(&self) -> Vec<&'static str> {
+        script::EVENTS.into_iter().filter(|event| !self.triggers.contains(&script::trigger(event))).collect()
+    }
+
+    fn judge(&self, wanted: &Wanted) -> Captured {
+        let relation = &self.relation;
+        match self.kind.as_str() {
+            "r" | "p" => {}
+            "" => return Captured::Lacking(format!("{relation} is not there")),
+            "f" => {
+                return Captured::Never(format!(
+                    "{relation} is a foreign table: changes are not seen before the TTL ends"
+                ));
+            }
+            _ => return Captured::Never(format!("{relation} is a view: name the tables it reads with depends_on:")),
+        }
+        if self.version < script::VERSION {
+            return Captured::Lacking("the change capture is of an older version; run cache-aside migrate".into());
+        }
+        let triggers = self.lacking_triggers();
+        let Some(id) = self.id.as_deref().filter(|_| triggers.len() < script::EVENTS.len()) else {
+            return Captured::Lacking(format!("changes of {relation} are not captured; run cache-aside migrate"));
+        };
+        if !triggers.is_empty() {
+            let words = "has no trigger, or a disabled one, for";
+            return Captured::Lacking(format!("{relation} {words} {}; run cache-aside migrate", triggers.join(", ")));
+        }
+        if let Some(column) = wanted.columns.iter().find(|column| !self.columns.contains(column)) {
+            return Captured::Lacking(format!(
+                "changes of {relation} are captured without column {column}; run cache-aside migrate"
+            ));
+        }
+        Captured::Complete(id.to_owned())
+    }
+}
+
+/// The wanted tables by name, as the database has them. `installed`: whether there is a schema to ask.
+async fn find(client: &Client, wanted: &[Wanted], installed: bool) -> Result<BTreeMap<String, Found>, Error> {
+    let relations: Vec<&str> = wanted.iter().map(|wanted| wanted.relation.as_str()).collect();
+    let state = if installed {
+        STATE.to_owned()
+    } else {
+        STATE
+            .replace("cache_aside.about a", "(SELECT 0 AS version) a")
+            .replace("cache_aside.captures c", "(SELECT NULL AS relation, NULL::uuid AS id, NULL::text[] AS columns) c")
+    };
+    let rows = client.query_typed(&state, &[(&relations, Type::TEXT_ARRAY)]).await?;
+    let mut found = BTreeMap::new();
+    for row in &rows {
+        let relation: String = row.try_get(0)?;
+        let one = Found {
+            relation: relation.clone(),
+            kind: row.try_get::<_, Option<String>>(1)?.unwrap_or_default(),
+            is_child: row.try_get::<_, Option<bool>>(2)?.unwrap_or_default(),
+            version: row.try_get(3)?,
+            id: row.try_get(4)?,
+            columns: row.try_get::<_, Option<Vec<String>>>(5)?.unwrap_or_default(),
+            triggers: row.try_get::<_, Vec<String>>(6)?.into_iter().collect(),
+            table_columns: row.try_get(7)?,
+            unsettled: row.try_get::<_, Vec<String>>(8)?.into_iter().collect(),
+        };
+        found.insert(relation, one);
+    }
+    Ok(found)
+}
+
+/// Whether an error says that nothing is installed, or that this role may not see it.
+fn absent(failed: &Error) -> Option<&'static str> {
+    match failed.code()?.code() {
+        "42P01" | "3F000" => Some("the change capture is not installed; run cache-aside migrate"),
+        "42501" => Some("this role may not read the change capture; run cache-aside migrate --grant ROLE"),
+        _ => None,
+    }
+}
+
+impl PostgresStore {
+    /// How far changes of these tables are captured, in their order.
+    pub(super) async fn captures(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
+        let checked = self.checkout().await?;
+        let found = async {
+            let found = find(&checked.client, wanted, true).await?;
+            // What a round and a write will ask for: without the right to it, nothing would ever be delivered.
+            checked.client.query_typed("SELECT xid, image FROM cache_aside.outbox LIMIT 0", &[]).await?;
+            Ok::<_, Error>(found)
+        };
+        match found.await {
+            Ok(found) => {
+                let judge = |wanted: &Wanted| match found.get(&wanted.relation) {
+                    Some(found) => found.judge(wanted),
+                    None => Captured::Lacking(format!("{} is not there", wanted.relation)),
+                };
+                Ok(wanted.iter().map(judge).collect())
+            }
+            Err(failed) => match absent(&failed) {
+                Some(words) => Ok(wanted.iter().map(|_| Captured::Lacking(words.into())).collect()),
+                None => Err(error(failed)),
+            },
+        }
+    }
+
+    /// The whole SQL that [`Self::install`] would run on an empty database.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where the database could not describe the tables.
+    pub async fn install_script(&self, wanted: &[Wanted], role: Option<&str>) -> Result<String, StoreError> {
+        let checked = self.checkout().await?;
+        let settings = settings(&checked.client).await.map_err(error)?;
+        let mut all = format!("BEGIN;\n{}COMMIT;\n", script::base());
+        for table in merged(&checked.client, wanted).await.map_err(error)? {
+            let forget =
+                if table.lacking_triggers().is_empty() { String::new() } else { script::forget(&table.relation) };
+            let install = script::table(&table.relation, &table.columns, table.level(), table.settings(&settings));
+            for part in ["BEGIN;\nSET LOCAL lock_timeout = '", LOCK_PATIENCE, "';\n", &forget, &install, "COMMIT;\n"] {
+                all.push_str(part);
+            }
+        }
+        Ok(all + &role.map(script::grant).unwrap_or_default())
+    }
+
+    /// Installs what is lacking, and says what it did, one sentence each.
+    ///
+    /// Needs the right to create a schema in the database and to create triggers on the tables. Writers wait for it no
+    /// longer than half a second at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; what was done before stays, and running it again goes on from there.
+    pub async fn install(&self, wanted: &[Wanted], role: Option<&str>) -> Result<Vec<String>, StoreError> {
+        let checked = self.checkout().await?;
+        let client = &checked.client;
+        let run = async {
+            let mut done = Vec::new();
+            // One at a time, wherever it runs; the lock ends with this connection's session.
+            client
+                .batch_execute("SET statement_timeout = 0; SELECT pg_advisory_lock(hashtext('cache_aside.migrate'))")
+                .await?;
+            client.batch_execute(&format!("BEGIN; {} COMMIT", script::base())).await?;
+            let settings = settings(client).await?;
+            let before = find(client, wanted, true).await?;
+            for table in merged(client, wanted).await? {
+                let lacking = table.lacking_triggers();
+                let before = before.get(&table.relation);
+                if lacking.is_empty() && before.is_some_and(|it| it.id.is_some() && it.columns == table.columns) {
+                    done.push(format!("{}: up to date", table.relation));
+                    continue;
+                }
+                // After a gap, what was cached before must not be used again.
+                let forget = if lacking.is_empty() { String::new() } else { script::forget(&table.relation) };
+                let install = script::table(&table.relation, &table.columns, table.level(), table.settings(&settings));
+                locked(client, &format!("{forget}{install}")).await?;
+                done.push(format!("{}: captured, with {}", table.relation, list(&table.columns)));
+            }
+            if let Some(role) = role {
+                client.batch_execute(&script::grant(role)).await?;
+                done.push(format!("{role} may serve"));
+            }
+            Ok::<_, Error>(done)
+        };
+        let done = run.await.map_err(error);
+        // Its session has settings and a lock that the pool must not hand on.
+        drop(deadpool_postgres::Object::take(checked.client));
+        done
+    }
+
+    /// Removes the capture of all tables, whoever installed it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn uninstall(&self) -> Result<(), StoreError> {
+        let checked = self.checkout().await?;
+        locked(&checked.client, script::UNINSTALL).await.map_err(error)
+    }
+
+    /// The SQL that removes the capture.
+    #[must_use]
+    pub fn uninstall_script() -> &'static str {
+        script::UNINSTALL
+    }
+}
+
+fn list(columns: &[String]) -> String {
+    if columns.is_empty() { "no columns".into() } else { columns.join(", ") }
+}
+
+/// Runs a script in one transaction. Where a lock can't be had soon it lets go, so that writers can go on, and tries again.
+async fn locked(client: &Client, script: &str) -> Result<(), Error> {
+    for attempt in 1.. {
+        let all = format!("BEGIN; SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; {script} COMMIT");
+        match client.batch_execute(&all).await {
+            Err(failed) => {
+                client.batch_execute("ROLLBACK").await?;
+                if failed.code().is_none_or(|code| code.code() != "55P03") || attempt == LOCK_ATTEMPTS {
+                    return Err(failed);
+                }
+                tokio::time::sleep(Duration::from_millis(250).mul_f64(0.5 + fastrand::f64())).await;
+            }
+            Ok(()) => break,
+        }
+    }
+    Ok(())
+}
+
+/// The tables that can be captured, each with its wanted columns and those that are captured already.
+async fn merged(client: &Client, wanted: &[Wanted]) -> Result<Vec<Found>, Error> {
+    let tables = match find(client, wanted, true).await {
+        // Nothing is installed, and nothing is to be installed by looking.
+        Err(failed) if absent(&failed).is_some() => find(client, wanted, false).await?,
+        other => other?,
+    };
+    let mut tables: Vec<Found> = tables.into_values().collect();
+    tables.retain(|table| matches!(table.kind.as_str(), "r" | "p"));
+    for table in &mut tables {
+        let asked = wanted.iter().filter(|wanted| wanted.relation == table.relation).flat_map(|wanted| &wanted.columns);
+        let columns: BTreeSet<&String> = asked.chain(&table.columns).collect();
+        // A column that is gone would only make every statement "anything may have changed".
+        table.columns = columns.into_iter().filter(|column| table.table_columns.contains(column)).cloned().collect();
+    }
+    Ok(tables)
+}
+
+async fn settings(client: &Client) -> Result<Vec<(String, String)>, Error> {
+    let mut settings = Vec::new();
+    for name in SETTINGS {
+        let rows = client.query_typed("SELECT current_setting($1)", &[(&name, Type::TEXT)]).await?;
+        if let Some(row) = rows.first() {
+            settings.push((name.to_owned(), row.try_get(0)?));
+        }
+    }
+    Ok(settings)
+}

@@ -1,0 +1,192 @@
+//! What changed: the outbox, read as "everything that a snapshot did not show".
+//!
+//! A cursor over ids would skip a slow transaction with a lower id for ever. A snapshot names such a transaction among
+//! those in progress, so what is owed since it is: rows of transactions that it lists, and of all that began later.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+
+use super::snapshot::Snapshot;
+use super::{PostgresStore, error};
+use crate::store::{Change, Owed, Since, StoreError};
+
+/// Two index scans united; with OR the planner would read the whole table. The limit is one past what is delivered row
+/// by row.
+const OWED: &str = "
+    SELECT h.snapshot, h.horizon, h.origin, o.relation, o.image, o.age, o.relation IS NOT NULL
+    FROM (SELECT pg_current_snapshot()::text AS snapshot, (SELECT horizon::text FROM cache_aside.about) AS horizon,
+                 {origin} AS origin) h
+    LEFT JOIN (SELECT relation, image::text AS image, extract(epoch FROM clock_timestamp() - at)::float8 AS age
+               FROM (SELECT relation, image, at FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
+                     UNION ALL SELECT relation, image, at FROM cache_aside.outbox WHERE xid >= $2::text::xid8) x
+               LIMIT $3) o ON true";
+
+/// Which tables owe too much to be told row by row.
+const CROWDED: &str = "
+    SELECT relation FROM (SELECT relation FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
+                          UNION ALL SELECT relation FROM cache_aside.outbox WHERE xid >= $2::text::xid8) x
+    GROUP BY relation HAVING count(*) > $3";
+
+const REST: &str = "
+    SELECT relation, image::text, extract(epoch FROM clock_timestamp() - at)::float8
+    FROM (SELECT relation, image, at FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
+          UNION ALL SELECT relation, image, at FROM cache_aside.outbox WHERE xid >= $2::text::xid8) x
+    WHERE relation <> ALL ($3)";
+
+/// What this transaction has changed so far.
+pub(super) const OWN: &str = "
+    SELECT relation, image::text, 0::float8 FROM cache_aside.outbox WHERE xid = pg_current_xact_id_if_assigned()";
+
+/// Which database this is, and which of its lives: another one after a restore or a failover. Empty where it only follows
+/// another.
+pub(super) const ORIGIN: &str = "
+    CASE WHEN pg_is_in_recovery() THEN '' ELSE
+      (SELECT system_identifier FROM pg_control_system()) || ':' ||
+      substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':' ||
+      (SELECT oid FROM pg_database WHERE datname = current_database()) END";
+
+/// Past so many changes of one table since the last round, all of its entries are dropped at once.
+const MOST: i64 = 10_000;
+
+/// Rows that one sweep drops at most.
+const SWEPT: i32 = 20_000;
+
+/// A connection of its own to what changed: a full pool must not stop the rounds.
+pub struct Feed {
+    store: PostgresStore,
+    client: Mutex<Option<Client>>,
+    patience: Duration,
+    sql: String,
+}
+
+impl std::fmt::Debug for Feed {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Feed")
+    }
+}
+
+impl Feed {
+    /// Reads the outbox of this database; a question that takes longer than `patience` has failed.
+    #[must_use]
+    pub fn new(store: PostgresStore, patience: Duration) -> Self {
+        Self { store, client: Mutex::default(), patience, sql: OWED.replace("{origin}", ORIGIN) }
+    }
+
+    /// What changed since a point in the database's history, and where that leads.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]: nothing is known then.
+    pub async fn owed(&self, since: Option<&Since>) -> Result<Owed, StoreError> {
+        let mut place = self.client.lock().await;
+        let kept = place.take().filter(|client| !client.is_closed());
+        let fresh = kept.is_none();
+        let asked = async {
+            let client = match kept {
+                Some(client) => client,
+                None => self.store.inner.connector.open().await.map_err(|failed| super::unreachable(&failed))?,
+            };
+            // A database that crashed may use the ids of lost transactions again: over a new connection, count from a
+            // point that was surely on disk.
+            let point = since.map(|since| if fresh { since.older.as_str() } else { since.point.as_str() });
+            let owed = self.ask(&client, point).await.map_err(error)?;
+            Ok::<_, StoreError>((client, owed))
+        };
+        // A new connection costs several round trips.
+        let patience = if fresh { self.patience * 3 } else { self.patience };
+        match tokio::time::timeout(patience, asked).await {
+            Ok(Ok((client, owed))) => {
+                *place = Some(client);
+                Ok(owed)
+            }
+            Ok(Err(failed)) => Err(failed),
+            // The connection goes with its question.
+            Err(_) => Err(StoreError::TimedOut),
+        }
+    }
+
+    async fn ask(&self, client: &Client, point: Option<&str>) -> Result<Owed, tokio_postgres::Error> {
+        let since = point.and_then(Snapshot::parse);
+        let (open, next) = since.as_ref().map_or((Vec::new(), String::new()), Snapshot::unseen);
+        // Without a point nothing is owed: no transaction has this id.
+        let next = if next.is_empty() { u64::MAX.to_string() } else { next };
+        let limit = MOST + 1;
+        let params: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&open, Type::TEXT_ARRAY), (&next, Type::TEXT), (&limit, Type::INT8)];
+        let rows = client.query_typed(&self.sql, &params).await?;
+        let mut owed = Owed::default();
+        if let Some(first) = rows.first() {
+            owed.point = first.try_get(0)?;
+            owed.origin = first.try_get::<_, Option<String>>(2)?.unwrap_or_default();
+            let horizon: Option<String> = first.try_get(1)?;
+            let horizon = horizon.as_deref().and_then(Snapshot::parse);
+            owed.complete = since.zip(horizon).is_some_and(|(since, horizon)| since.contains(&horizon));
+        }
+        if i64::try_from(rows.len()).unwrap_or(i64::MAX) <= MOST {
+            for row in &rows {
+                if row.try_get(6)? {
+                    owed.changes.push(change(row, 3)?);
+                }
+            }
+            return Ok(owed);
+        }
+        // Later statements see more, never less: what they tell covers the point that the first one gave.
+        let params: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&open, Type::TEXT_ARRAY), (&next, Type::TEXT), (&MOST, Type::INT8)];
+        let mut crowded = Vec::new();
+        for row in client.query_typed(CROWDED, &params).await? {
+            let relation: String = row.try_get(0)?;
+            owed.changes.push(Change { relation: relation.clone(), image: None, age: 0.0 });
+            crowded.push(relation);
+        }
+        let params: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&open, Type::TEXT_ARRAY), (&next, Type::TEXT), (&crowded, Type::TEXT_ARRAY)];
+        for row in client.query_typed(REST, &params).await? {
+            owed.changes.push(change(&row, 0)?);
+        }
+        Ok(owed)
+    }
+
+    /// Drops what nobody needs any more from the outbox.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; somebody will do it.
+    pub async fn sweep(&self) -> Result<(), StoreError> {
+        loop {
+            let checked = self.store.checkout().await?;
+            let rows = checked.client.query_typed("SELECT cache_aside.sweep($1)", &[(&SWEPT, Type::INT4)]).await;
+            let rows = rows.map_err(error)?;
+            let dropped = rows.first().map_or(Ok(0), |row| row.try_get::<_, i32>(0)).map_err(error)?;
+            if dropped < SWEPT {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many rows the outbox holds, as the planner knows it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn rows(&self) -> Result<i64, StoreError> {
+        const ROWS: &str = "SELECT count(*) FROM (SELECT FROM cache_aside.outbox LIMIT 1000001) o";
+        let checked = self.store.checkout().await?;
+        let rows = checked.client.query_typed(ROWS, &[]).await.map_err(error)?;
+        rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(error)
+    }
+}
+
+/// Reads a change from a row whose columns from `first` on are relation, image and age.
+pub(super) fn change(row: &Row, first: usize) -> Result<Change, tokio_postgres::Error> {
+    let image: Option<&str> = row.try_get(first + 1)?;
+    Ok(Change {
+        relation: row.try_get(first)?,
+        // What can't be read may be anything.
+        image: image.and_then(|image| serde_json::from_str(image).ok()),
+        age: row.try_get(first + 2)?,
+    })
+}
