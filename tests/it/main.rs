@@ -10,6 +10,7 @@ mod servers;
 mod access;
 mod cache_suite;
 mod cli;
+mod invalidation;
 mod outages;
 mod reads;
 mod robustness;

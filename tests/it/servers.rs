@@ -188,6 +188,12 @@ impl Redis {
         self.server.kill().await;
     }
 
+    /// A client beside the service.
+    pub async fn client(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.url()).expect("the URL is sound");
+        client.get_multiplexed_async_connection().await.expect("the server should accept a connection")
+    }
+
     /// Ends the server as an operator would, by SIGTERM, and waits until it is gone.
     pub async fn stop_gracefully(&mut self) {
         self.server.terminate().await;
