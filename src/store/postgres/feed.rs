@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::snapshot::Snapshot;
 use super::{PostgresStore, error};
@@ -16,13 +16,17 @@ use crate::store::{Change, Owed, Since, StoreError};
 /// Two index scans united; with OR the planner would read the whole table. The limit is one past what is delivered row
 /// by row.
 const OWED: &str = "
-    SELECT h.snapshot, h.horizon, h.origin, o.relation, o.image, o.age, o.relation IS NOT NULL
+    SELECT h.snapshot, h.horizon, h.follows, o.relation, o.image, o.age, o.relation IS NOT NULL
     FROM (SELECT pg_current_snapshot()::text AS snapshot, (SELECT horizon::text FROM cache_aside.about) AS horizon,
-                 {origin} AS origin) h
+                 pg_is_in_recovery() AS follows) h
     LEFT JOIN (SELECT relation, image::text AS image, extract(epoch FROM clock_timestamp() - at)::float8 AS age
                FROM (SELECT relation, image, at FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
                      UNION ALL SELECT relation, image, at FROM cache_aside.outbox WHERE xid >= $2::text::xid8) x
                LIMIT $3) o ON true";
+
+/// One plan for all rounds, over the index whatever the statistics say: they are always behind in a table like this.
+const SETUP: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET plan_cache_mode = force_generic_plan; \
+                     SET jit = off";
 
 /// Which tables owe too much to be told row by row.
 const CROWDED: &str = "
@@ -57,9 +61,29 @@ const SWEPT: i32 = 20_000;
 /// A connection of its own to what changed: a full pool must not stop the rounds.
 pub struct Feed {
     store: PostgresStore,
-    client: Mutex<Option<Client>>,
+    open: Mutex<Option<Open>>,
     patience: Duration,
-    sql: String,
+}
+
+struct Open {
+    client: Client,
+    owed: Statement,
+    /// Which database this is. A connection that was made to a primary stays with it.
+    origin: String,
+}
+
+impl Open {
+    async fn new(store: &PostgresStore) -> Result<Self, StoreError> {
+        let client = store.inner.connector.open().await.map_err(|failed| super::unreachable(&failed))?;
+        let prepare = async {
+            client.batch_execute(SETUP).await?;
+            let rows = client.query_typed(&format!("SELECT {ORIGIN}"), &[]).await?;
+            let origin = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
+            Ok((client.prepare(OWED).await?, origin.unwrap_or_default()))
+        };
+        let (owed, origin) = prepare.await.map_err(error)?;
+        Ok(Self { client, owed, origin })
+    }
 }
 
 impl std::fmt::Debug for Feed {
@@ -72,7 +96,7 @@ impl Feed {
     /// Reads the outbox of this database; a question that takes longer than `patience` has failed.
     #[must_use]
     pub fn new(store: PostgresStore, patience: Duration) -> Self {
-        Self { store, client: Mutex::default(), patience, sql: OWED.replace("{origin}", ORIGIN) }
+        Self { store, open: Mutex::default(), patience }
     }
 
     /// What changed since a point in the database's history, and where that leads.
@@ -81,73 +105,32 @@ impl Feed {
     ///
     /// [`StoreError`]: nothing is known then.
     pub async fn owed(&self, since: Option<&Since>) -> Result<Owed, StoreError> {
-        let mut place = self.client.lock().await;
-        let kept = place.take().filter(|client| !client.is_closed());
+        let mut place = self.open.lock().await;
+        let kept = place.take().filter(|open| !open.client.is_closed());
         let fresh = kept.is_none();
         let asked = async {
-            let client = match kept {
-                Some(client) => client,
-                None => self.store.inner.connector.open().await.map_err(|failed| super::unreachable(&failed))?,
+            let open = match kept {
+                Some(open) => open,
+                None => Open::new(&self.store).await?,
             };
             // A database that crashed may use the ids of lost transactions again: over a new connection, count from a
             // point that was surely on disk.
             let point = since.map(|since| if fresh { since.older.as_str() } else { since.point.as_str() });
-            let owed = self.ask(&client, point).await.map_err(error)?;
-            Ok::<_, StoreError>((client, owed))
+            let owed = ask(&open, point).await.map_err(error)?;
+            Ok::<_, StoreError>((open, owed))
         };
         // A new connection costs several round trips.
         let patience = if fresh { self.patience * 3 } else { self.patience };
         match tokio::time::timeout(patience, asked).await {
-            Ok(Ok((client, owed))) => {
-                *place = Some(client);
+            Ok(Ok((open, owed))) => {
+                // A standby may become the primary under us: whoever follows is asked anew who it is.
+                *place = Some(open).filter(|_| !owed.origin.is_empty());
                 Ok(owed)
             }
             Ok(Err(failed)) => Err(failed),
             // The connection goes with its question.
             Err(_) => Err(StoreError::TimedOut),
         }
-    }
-
-    async fn ask(&self, client: &Client, point: Option<&str>) -> Result<Owed, tokio_postgres::Error> {
-        let since = point.and_then(Snapshot::parse);
-        let (open, next) = since.as_ref().map_or((Vec::new(), String::new()), Snapshot::unseen);
-        // Without a point nothing is owed: no transaction has this id.
-        let next = if next.is_empty() { u64::MAX.to_string() } else { next };
-        let limit = MOST + 1;
-        let params: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&open, Type::TEXT_ARRAY), (&next, Type::TEXT), (&limit, Type::INT8)];
-        let rows = client.query_typed(&self.sql, &params).await?;
-        let mut owed = Owed::default();
-        if let Some(first) = rows.first() {
-            owed.point = first.try_get(0)?;
-            owed.origin = first.try_get::<_, Option<String>>(2)?.unwrap_or_default();
-            let horizon: Option<String> = first.try_get(1)?;
-            let horizon = horizon.as_deref().and_then(Snapshot::parse);
-            owed.complete = since.zip(horizon).is_some_and(|(since, horizon)| since.contains(&horizon));
-        }
-        if i64::try_from(rows.len()).unwrap_or(i64::MAX) <= MOST {
-            for row in &rows {
-                if row.try_get(6)? {
-                    owed.changes.push(change(row, 3)?);
-                }
-            }
-            return Ok(owed);
-        }
-        // Later statements see more, never less: what they tell covers the point that the first one gave.
-        let params: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&open, Type::TEXT_ARRAY), (&next, Type::TEXT), (&MOST, Type::INT8)];
-        let mut crowded = Vec::new();
-        for row in client.query_typed(CROWDED, &params).await? {
-            let relation: String = row.try_get(0)?;
-            owed.changes.push(Change { relation: relation.clone(), image: None, age: 0.0 });
-            crowded.push(relation);
-        }
-        let params: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&open, Type::TEXT_ARRAY), (&next, Type::TEXT), (&crowded, Type::TEXT_ARRAY)];
-        for row in client.query_typed(REST, &params).await? {
-            owed.changes.push(change(&row, 0)?);
-        }
-        Ok(owed)
     }
 
     /// Drops what nobody needs any more from the outbox.
@@ -178,6 +161,47 @@ impl Feed {
         let rows = checked.client.query_typed(ROWS, &[]).await.map_err(error)?;
         rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(error)
     }
+}
+
+async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::Error> {
+    let since = point.and_then(Snapshot::parse);
+    let (under_way, next) = since.as_ref().map_or((Vec::new(), String::new()), Snapshot::unseen);
+    // Without a point nothing is owed: no transaction has this id.
+    let next = if next.is_empty() { u64::MAX.to_string() } else { next };
+    let limit = MOST + 1;
+    let rows = open.client.query(&open.owed, &[&under_way, &next, &limit]).await?;
+    let mut owed = Owed::default();
+    if let Some(first) = rows.first() {
+        owed.point = first.try_get(0)?;
+        let follows: bool = first.try_get(2)?;
+        owed.origin = if follows { String::new() } else { open.origin.clone() };
+        let horizon: Option<String> = first.try_get(1)?;
+        let horizon = horizon.as_deref().and_then(Snapshot::parse);
+        owed.complete = since.zip(horizon).is_some_and(|(since, horizon)| since.contains(&horizon));
+    }
+    if i64::try_from(rows.len()).unwrap_or(i64::MAX) <= MOST {
+        for row in &rows {
+            if row.try_get(6)? {
+                owed.changes.push(change(row, 3)?);
+            }
+        }
+        return Ok(owed);
+    }
+    // Later statements see more, never less: what they tell covers the point that the first one gave.
+    let params: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&under_way, Type::TEXT_ARRAY), (&next, Type::TEXT), (&MOST, Type::INT8)];
+    let mut crowded = Vec::new();
+    for row in open.client.query_typed(CROWDED, &params).await? {
+        let relation: String = row.try_get(0)?;
+        owed.changes.push(Change { relation: relation.clone(), image: None, age: 0.0 });
+        crowded.push(relation);
+    }
+    let params: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&under_way, Type::TEXT_ARRAY), (&next, Type::TEXT), (&crowded, Type::TEXT_ARRAY)];
+    for row in open.client.query_typed(REST, &params).await? {
+        owed.changes.push(change(&row, 0)?);
+    }
+    Ok(owed)
 }
 
 /// Reads a change from a row whose columns from `first` on are relation, image and age.
