@@ -15,7 +15,8 @@ use deadpool_redis::{Manager, Pool};
 
 const READS: usize = 40_000;
 const ROUNDS: usize = 5;
-const PLACE: Place<'static> = Place { key: "bench:1", resource: "bench", shape: 1, groups: &[] };
+const PLACE: Place<'static> =
+    Place { key: "bench:1", resource: "bench", shape: 1, groups: &[], local_ttl: Duration::ZERO };
 
 struct Server(Child, u16);
 
@@ -96,7 +97,7 @@ async fn main() {
         "database: {{ url: \"sqlite::memory:\" }}\nresources: {{ a: {{}} }}\ncache: {{ url: \"{url}\", timeout: 5s }}"
     );
     let config = Config::from_yaml(&text, "bench", &Env::default()).expect("it is sound");
-    let cache = RedisCache::new(&config.cache, None).expect("the URL is sound");
+    let cache = RedisCache::new(&config.cache, None, false).expect("the URL is sound");
     while cache.health().is_err() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -50,7 +50,9 @@ pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
     let (cache, watermark) = (&config.cache, config.watermark());
     Ok(match cache.url.scheme() {
         "memory" => AnyCache::Memory(MemoryCache::new(cache.local.max_bytes, cache.max_entry, watermark)),
-        _ => AnyCache::Redis(RedisCache::new(cache, watermark).context("cache.url can't be used")?),
+        _ => AnyCache::Redis(
+            RedisCache::new(cache, watermark, config.holds_in_process()).context("cache.url can't be used")?,
+        ),
     })
 }
 

@@ -63,6 +63,8 @@ impl Status {
     #[must_use]
     pub fn outcome(&self, entry: &Entry) -> Outcome {
         match (self.forward, self.source) {
+            (None, _) if entry.local && entry.negative => Outcome::LocalNegative,
+            (None, _) if entry.local => Outcome::LocalHit,
             (None, _) if entry.negative => Outcome::Negative,
             (None, _) => Outcome::Hit,
             (Some(Forward::Stale), Source::Cache) => Outcome::Stale,

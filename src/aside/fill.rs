@@ -348,6 +348,7 @@ impl Fill {
             age_ms: 0,
             ttl_ms: i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX),
             verified: true,
+            local: false,
         }
     }
 }

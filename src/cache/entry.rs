@@ -46,6 +46,8 @@ pub struct Entry {
     pub ttl_ms: i64,
     /// It is known to be as current as was promised. Otherwise it is served only because the database does not answer.
     pub verified: bool,
+    /// It comes from the in-process tier in front of a shared memory.
+    pub local: bool,
 }
 
 /// 128 random bits, new for every attempt to lease. From the operating system: a counter or a seeded generator would
@@ -145,6 +147,7 @@ pub fn decode(key: &str, value: &Bytes, now: u64) -> Option<Held> {
                 age_ms: now.saturating_sub(stored_at),
                 ttl_ms: signed_difference(soft_expires, now),
                 verified: true,
+                local: false,
                 payload: value.slice(HEADER..),
             };
             Some(Held::Valid { tag, soft_expires, entry })

@@ -359,6 +359,10 @@ impl Cache for MemoryCache {
         Ok(())
     }
 
+    async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {
+        self.invalidate(keys).await
+    }
+
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {
         let fresh = fastrand::u64(1..);
         self.renew(|generations| {

@@ -38,6 +38,8 @@ pub struct Place<'a> {
     pub shape: u64,
     /// The cache keys of generations that the entry depends on too.
     pub groups: &'a [String],
+    /// How long an in-process tier may hold it; zero: not at all.
+    pub local_ttl: Duration,
 }
 
 /// What a read found.
@@ -218,6 +220,9 @@ pub trait Cache: Send + Sync {
     /// read again by this process.
     fn invalidate(&self, keys: &[&str]) -> impl Future<Output = Result<(), CacheError>> + Send;
 
+    /// The same, and it is told to the in-process tiers of all processes, where it takes effect within their next looks.
+    fn invalidate_everywhere(&self, keys: &[&str]) -> impl Future<Output = Result<(), CacheError>> + Send;
+
     /// Makes all entries of a resource absent, by giving it a new generation.
     fn purge(&self, resource: &str) -> impl Future<Output = Result<(), CacheError>> + Send;
 
@@ -368,6 +373,10 @@ impl Cache for AnyCache {
 
     async fn invalidate(&self, keys: &[&str]) -> Result<(), CacheError> {
         each!(self, cache => cache.invalidate(keys))
+    }
+
+    async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {
+        each!(self, cache => cache.invalidate_everywhere(keys))
     }
 
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {

@@ -22,6 +22,8 @@ pub struct Policy {
     pub stale_if_error: Duration,
     /// How long past its TTL an entry is served while one reader refreshes it.
     pub stale_while_revalidate: Duration,
+    /// How long an in-process tier may hold an entry; zero: not at all.
+    pub local_ttl: Duration,
 }
 
 impl Policy {
@@ -34,6 +36,7 @@ impl Policy {
             negative_ttl: values.negative_ttl,
             stale_if_error: values.stale_if_error,
             stale_while_revalidate: values.stale_while_revalidate,
+            local_ttl: values.local_ttl,
         }
     }
 

@@ -86,6 +86,7 @@ impl Target {
             resource: &self.resource.name,
             shape: self.resource.shape,
             groups: &self.resource.groups,
+            local_ttl: self.policy().local_ttl,
         }
     }
 }

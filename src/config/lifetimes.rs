@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Query, Resource, forms, units};
+use super::{Config, Query, Resource, forms, units};
 
 /// How long things live, unless a resource or query says otherwise.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -65,6 +65,16 @@ impl Defaults {
     #[must_use]
     pub fn for_query(&self, query: &Query) -> Self {
         query.over(self)
+    }
+}
+
+impl Config {
+    /// Whether anything may be held in this process in front of a shared cache.
+    #[must_use]
+    pub fn holds_in_process(&self) -> bool {
+        let resources = self.resources.values().map(|resource| resource.over(&self.defaults));
+        let queries = self.queries.values().map(|query| query.over(&self.defaults));
+        resources.chain(queries).chain([self.defaults.clone()]).any(|values| !values.local_ttl.is_zero())
     }
 }
 

@@ -1,22 +1,14 @@
 //! What a configuration may ask for and this version does not do: said at start, so that nobody relies on it.
 
-use super::{AccessLevel, Config, Defaults, InvalidationMode};
+use super::{AccessLevel, Config, InvalidationMode};
 
 impl Config {
     /// What this configuration asks for and this version does not do yet: one sentence each.
     #[must_use]
     pub fn not_built_yet(&self) -> Vec<String> {
         let wal = self.invalidation.mode == InvalidationMode::Wal;
-        let mut all = self
-            .resources
-            .values()
-            .map(|resource| resource.over(&self.defaults))
-            .chain(self.queries.values().map(|query| query.over(&self.defaults)))
-            .chain([self.defaults.clone()]);
-        let local = all.any(|values: Defaults| !values.local_ttl.is_zero());
         let settings = [
             (wal, "invalidation.mode wal is not built yet: the outbox with its triggers is used"),
-            (local, "local_ttl is not built yet: nothing is held in process"),
             (self.database.replica_url.is_some(), "database.replica_url is not built yet: fills read the primary"),
             (!self.telemetry.otlp_endpoint.is_empty(), "telemetry.otlp_endpoint is not built yet: no traces are sent"),
             (self.telemetry.audit_ratio > 0.0, "telemetry.audit_ratio is not built yet: no hit is compared"),

@@ -171,6 +171,7 @@ fn empty_list() -> Answer {
         age_ms: 0,
         ttl_ms: 0,
         verified: true,
+        local: false,
     };
     let zero = std::time::Duration::ZERO;
     let status = Status {

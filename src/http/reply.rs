@@ -109,11 +109,7 @@ fn source(source: Source) -> &'static str {
 /// RFC 9211.
 pub(super) fn cache_status(entry: &Entry, status: &Status, engine: &str) -> String {
     let Some(forward) = status.forward else {
-        return format!(
-            "cache-aside; hit; ttl={}; detail={}",
-            entry.ttl_ms.div_euclid(1000),
-            detail(entry.verified, engine)
-        );
+        return format!("cache-aside; hit; ttl={}; detail={}", entry.ttl_ms.div_euclid(1000), detail(entry, engine));
     };
     let mut text = format!("cache-aside; fwd={}", reason(forward));
     if status.stored {
@@ -124,7 +120,7 @@ pub(super) fn cache_status(entry: &Entry, status: &Status, engine: &str) -> Stri
     }
     if (status.source, forward) == (Source::Cache, Forward::Stale) {
         // Writing to a String can't fail.
-        let _ = write!(text, "; ttl={}; detail={}", entry.ttl_ms.div_euclid(1000), detail(entry.verified, engine));
+        let _ = write!(text, "; ttl={}; detail={}", entry.ttl_ms.div_euclid(1000), detail(entry, engine));
     }
     text
 }
@@ -143,7 +139,7 @@ fn batch_status(answers: &[Answer], engine: &str) -> String {
     let Some(first) = forwarded().next() else {
         let ttl = answers.iter().map(|answer| answer.entry.ttl_ms).min().unwrap_or(0).div_euclid(1000);
         let verified = answers.iter().all(|answer| answer.entry.verified);
-        return format!("cache-aside; hit; ttl={ttl}; detail={}", detail(verified, engine));
+        return format!("cache-aside; hit; ttl={ttl}; detail={}", if verified { engine } else { "unverified" });
     };
     let partial = forwarded().count() < answers.len();
     let mut text = format!("cache-aside; fwd={}", if partial { "partial" } else { reason(first) });
@@ -160,8 +156,12 @@ fn batch_status(answers: &[Answer], engine: &str) -> String {
 }
 
 /// Where it was found, unless how old it may be is not known: that is what matters then.
-fn detail(verified: bool, engine: &str) -> &str {
-    if verified { engine } else { "unverified" }
+fn detail<'a>(entry: &Entry, engine: &'a str) -> &'a str {
+    match (entry.verified, entry.local) {
+        (false, _) => "unverified",
+        (true, true) => "local",
+        (true, false) => engine,
+    }
 }
 
 fn timing(status: &Status) -> String {

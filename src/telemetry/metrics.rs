@@ -21,6 +21,8 @@ const BUCKETS: [f64; 16] =
 /// Which memory answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
+    /// In this process.
+    Local,
     /// The cache.
     Shared,
     /// The database.
@@ -44,9 +46,13 @@ pub enum Outcome {
     Bypass,
     /// Not answered.
     Error,
+    /// Fresh, from the tier in this process.
+    LocalHit,
+    /// "Not found", from the tier in this process.
+    LocalNegative,
 }
 
-const OUTCOMES: [(Outcome, &str); 7] = [
+const OUTCOMES: [(Outcome, &str); 9] = [
     (Outcome::Hit, "hit"),
     (Outcome::Stale, "stale"),
     (Outcome::Miss, "miss"),
@@ -54,11 +60,14 @@ const OUTCOMES: [(Outcome, &str); 7] = [
     (Outcome::Refresh, "refresh"),
     (Outcome::Bypass, "bypass"),
     (Outcome::Error, "error"),
+    (Outcome::LocalHit, "hit"),
+    (Outcome::LocalNegative, "negative"),
 ];
 
 impl Outcome {
     fn tier(self) -> Tier {
         match self {
+            Self::LocalHit | Self::LocalNegative => Tier::Local,
             Self::Hit | Self::Stale | Self::Negative => Tier::Shared,
             Self::Miss | Self::Refresh | Self::Bypass | Self::Error => Tier::Database,
         }
@@ -68,8 +77,8 @@ impl Outcome {
 /// Counters of one resource, found once and then only incremented.
 #[derive(Debug)]
 pub struct ResourceMetrics {
-    requests: [IntCounter; 7],
-    durations: [Histogram; 7],
+    requests: [IntCounter; 9],
+    durations: [Histogram; 9],
     fills: [IntCounter; 5],
     /// Requests that were answered by another's load.
     pub coalesced: IntCounter,
@@ -127,7 +136,7 @@ impl ResourceMetrics {
     fn counts(&self) -> Counts {
         let sum = |outcomes: &[Outcome]| outcomes.iter().map(|outcome| self.requests[*outcome as usize].get()).sum();
         Counts {
-            hits: sum(&[Outcome::Hit, Outcome::Stale, Outcome::Negative]),
+            hits: sum(&[Outcome::Hit, Outcome::Stale, Outcome::Negative, Outcome::LocalHit, Outcome::LocalNegative]),
             misses: sum(&[Outcome::Miss, Outcome::Refresh, Outcome::Bypass]),
         }
     }
@@ -334,6 +343,7 @@ impl Metrics {
             return Arc::clone(known);
         }
         let tier = |outcome: Outcome| match outcome.tier() {
+            Tier::Local => "local",
             Tier::Shared => "shared",
             Tier::Database => "database",
         };

@@ -15,7 +15,7 @@ use crate::servers::Redis;
 const LOCK: Duration = Duration::from_secs(30);
 
 fn place(key: &str) -> Place<'_> {
-    Place { key, resource: "fruit", shape: 1, groups: &[] }
+    Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO }
 }
 
 fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
@@ -149,7 +149,7 @@ async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let lookups = cache.read_many(&places).await.expect("it answers");
     assert!(lookups.iter().all(|lookup| matches!(lookup, Lookup::Fresh(_))));
 
-    let kept = Place { key: &key("kept"), resource: "users", shape: 1, groups: &[] };
+    let kept = Place { key: &key("kept"), resource: "users", shape: 1, groups: &[], local_ttl: Duration::ZERO };
     let Lease::Fill { ticket: held, .. } = cache.lease(&[kept], LOCK).await.expect("it answers").remove(0) else {
         panic!("it is new")
     };
@@ -238,7 +238,7 @@ async fn memory_is_bounded_in_bytes() {
 
 async fn connected(redis: &Redis, prefix: &str) -> AnyCache {
     let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s }}", redis.url());
-    let cache = AnyCache::Redis(RedisCache::new(&config(&yaml), None).expect("the URL is sound"));
+    let cache = AnyCache::Redis(RedisCache::new(&config(&yaml), None, false).expect("the URL is sound"));
     trusted(&cache).await;
     cache
 }

@@ -63,7 +63,7 @@ pub(super) struct Deadlines {
 }
 
 impl Live {
-    fn new(made: &Made) -> Self {
+    pub(super) fn new(made: &Made) -> Self {
         Self {
             conn: made.conn.clone(),
             control: ArcSwap::default(),
@@ -103,7 +103,12 @@ impl Live {
         (taken > 0).then(|| self.cache_now().saturating_sub(taken))
     }
 
-    fn learn(&self, shared: &Shared, seen: Seen) {
+    /// Which process of the server answers here.
+    pub(super) fn run(&self) -> &str {
+        &self.run
+    }
+
+    pub(super) fn learn(&self, shared: &Shared, seen: Seen) {
         let middle = seen.sent.midpoint(now_ms());
         self.clock.store(seen.now.cast_signed().wrapping_sub(middle.cast_signed()), Ordering::Relaxed);
         let (trust, known) = self.judge(shared, &seen);

@@ -4,6 +4,7 @@
 //! `docs/adr/0001-lanes.md`. The pool makes and counts the connections; supervisors hold them.
 
 mod lane;
+mod local;
 mod look;
 mod node;
 mod script;
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value};
 
 use self::lane::{Deadlines, Lane, Live};
+use self::local::{Caught, Local};
 pub use self::node::RedisNode;
 use self::shared::{Shared, now_ms};
 use super::control::field;
@@ -34,6 +36,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 pub struct RedisCache {
     shared: Arc<Shared>,
     lane: Arc<Lane>,
+    local: Option<Arc<Local>>,
 }
 
 impl std::fmt::Debug for RedisCache {
@@ -45,14 +48,16 @@ impl std::fmt::Debug for RedisCache {
 impl RedisCache {
     /// Prepares the connection that `config` describes and starts making it; must be called inside a runtime.
     ///
-    /// With `max_staleness` it is used only as far as somebody keeps it current ([`Self::node`]).
+    /// With `max_staleness` it is used only as far as somebody keeps it current ([`Self::node`]); then it may have a tier in
+    /// this process too.
     ///
     /// # Errors
     ///
     /// A URL or certificate that can't be used. A server that is away is no error: the lane keeps trying.
-    pub fn new(config: &config::Cache, max_staleness: Option<Duration>) -> anyhow::Result<Self> {
+    pub fn new(config: &config::Cache, max_staleness: Option<Duration>, tiered: bool) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared::new(config, max_staleness)?);
-        Ok(Self { lane: Lane::open(&shared), shared })
+        let local = (tiered && max_staleness.is_some()).then(|| Local::new(&shared, config.local.max_bytes));
+        Ok(Self { lane: Lane::open(&shared), shared, local })
     }
 
     /// What brings this memory up to date; `None` where nobody is to.
@@ -72,6 +77,37 @@ impl RedisCache {
         self.lane.turned(patience, |lane| self.health().is_ok() || away(lane)).await;
     }
 
+    /// The in-process tier, where one may hold this entry. What depends on groups is not held: only the node knows their
+    /// generations.
+    fn local(&self, place: &Place<'_>) -> Option<&Local> {
+        self.local.as_deref().filter(|_| !place.local_ttl.is_zero() && place.groups.is_empty())
+    }
+
+    /// Looks into the in-process tier; else notes how far that is, for what will be read from the node.
+    fn look_local(&self, live: &Live, place: &Place<'_>) -> Result<Entry, Option<Caught>> {
+        let Some(local) = self.local(place) else { return Err(None) };
+        let noted = local.noted();
+        let Some(deadlines) = local.deadlines() else { return Err(None) };
+        let found = local.get(place.key, Self::tag(live, place, &[]));
+        match found {
+            Some(entry) if self.verified(deadlines) == Ok(true) => Ok(entry),
+            _ => Err(Some(noted)),
+        }
+    }
+
+    /// Keeps what was read from the node in the in-process tier.
+    fn keep_local(&self, live: &Live, place: &Place<'_>, lookup: &Lookup, noted: Option<Caught>) {
+        if let (Some(local), Lookup::Fresh(entry), Some(noted)) = (self.local(place), lookup, noted) {
+            local.put(place.key, Self::tag(live, place, &[]), entry, place.local_ttl, noted);
+        }
+    }
+
+    /// Bytes held in this process; `None` without such a tier.
+    #[must_use]
+    pub fn local_bytes(&self) -> Option<u64> {
+        self.local.as_ref().map(|local| local.bytes())
+    }
+
     /// How far behind the database this memory is at most, in milliseconds; `None` where that is not known.
     #[must_use]
     pub fn staleness(&self) -> Option<u64> {
@@ -87,7 +123,7 @@ impl RedisCache {
     /// A handle with a lane of its own in the current runtime.
     #[must_use]
     pub fn attach(&self) -> Self {
-        Self { lane: Lane::open(&self.shared), shared: Arc::clone(&self.shared) }
+        Self { lane: Lane::open(&self.shared), shared: Arc::clone(&self.shared), local: self.local.clone() }
     }
 
     /// Whether this handle's lane is connected and trusted.
@@ -359,16 +395,45 @@ impl Cache for RedisCache {
             let mut found = self.read_grouped(&live, deadlines, &[place]).await?;
             return Ok(found.pop().unwrap_or(Lookup::Absent));
         }
+        let noted = match self.look_local(&live, &place) {
+            Ok(entry) => return Ok(Lookup::Fresh(entry)),
+            Err(noted) => noted,
+        };
         let mut get = Cmd::with_capacity(2, 16 + place.key.len());
         get.arg("GET").arg(place.key);
         let value = self.ask(&live, get).await?;
         let verified = self.verified(deadlines)?;
-        Self::judge(&live, &place, Some(&[]), value, verified)
+        let lookup = Self::judge(&live, &place, Some(&[]), value, verified)?;
+        self.keep_local(&live, &place, &lookup, noted);
+        Ok(lookup)
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
         let (live, deadlines) = self.ready().await?;
-        self.read_grouped(&live, deadlines, places).await
+        if places.first().is_none_or(|first| self.local(first).is_none()) {
+            return self.read_grouped(&live, deadlines, places).await;
+        }
+        let mut lookups = Vec::with_capacity(places.len());
+        let mut rest = Vec::new();
+        for (index, place) in places.iter().enumerate() {
+            match self.look_local(&live, place) {
+                Ok(entry) => lookups.push(Lookup::Fresh(entry)),
+                Err(noted) => {
+                    lookups.push(Lookup::Absent);
+                    rest.push((index, noted));
+                }
+            }
+        }
+        if rest.is_empty() {
+            return Ok(lookups);
+        }
+        let asked: Vec<Place<'_>> = rest.iter().map(|(index, _)| places[*index]).collect();
+        let found = self.read_grouped(&live, deadlines, &asked).await?;
+        for ((index, noted), lookup) in rest.into_iter().zip(found) {
+            self.keep_local(&live, &places[index], &lookup, noted);
+            lookups[index] = lookup;
+        }
+        Ok(lookups)
     }
 
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
@@ -469,6 +534,9 @@ impl Cache for RedisCache {
     }
 
     async fn invalidate(&self, keys: &[&str]) -> Result<(), CacheError> {
+        if let Some(local) = &self.local {
+            local.forget(keys);
+        }
         let outcome = async {
             let live = self.live().await?;
             let mut cmd = redis::cmd("UNLINK");
@@ -481,6 +549,18 @@ impl Cache for RedisCache {
             self.lane.wake.notify_one();
         }
         outcome
+    }
+
+    async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {
+        self.invalidate(keys).await?;
+        if self.shared.max_staleness.is_none() {
+            return Ok(());
+        }
+        let live = self.live().await?;
+        let batch = serde_json::to_string(keys).map_err(|_| CacheError::Refused)?;
+        let mut pipe = Pipeline::with_capacity(1);
+        pipe.add_command(self.shared.scripts.tell([&self.shared.control_key, &self.shared.stream_key], &batch));
+        self.scripts(&live, &pipe).await.map(drop)
     }
 
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {

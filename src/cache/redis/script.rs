@@ -1,14 +1,15 @@
-//! The five scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
+//! The six scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
 
 use redis::{Cmd, Pipeline, Script};
 
 /// The texts, loaded whenever a connection is made.
-const TEXTS: [&str; 5] = [
+const TEXTS: [&str; 6] = [
     include_str!("lease.lua"),
     include_str!("fill.lua"),
     include_str!("renew.lua"),
     include_str!("release.lua"),
     include_str!("round.lua"),
+    include_str!("tell.lua"),
 ];
 
 /// The scripts by their fingerprints.
@@ -18,12 +19,13 @@ pub(super) struct Scripts {
     renew: Script,
     release: Script,
     round: Script,
+    tell: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
-        let [lease, fill, renew, release, round] = TEXTS.map(Script::new);
-        Self { lease, fill, renew, release, round }
+        let [lease, fill, renew, release, round, tell] = TEXTS.map(Script::new);
+        Self { lease, fill, renew, release, round, tell }
     }
 
     /// Adds one `SCRIPT LOAD` for each: EVALSHA finds them from then on, until the server restarts.
@@ -63,6 +65,12 @@ impl Scripts {
         for (name, value) in fields {
             cmd.arg(name).arg(value);
         }
+        cmd
+    }
+
+    pub(super) fn tell(&self, keys: [&str; 2], batch: &str) -> Cmd {
+        let mut cmd = redis::cmd("EVALSHA");
+        cmd.arg(self.tell.get_hash()).arg(keys.len()).arg(&keys).arg(batch);
         cmd
     }
 }
