@@ -84,6 +84,7 @@ impl App {
         let limits = Limits {
             max_entry: config.cache.max_entry,
             wait: config.database.statement_timeout + Duration::from_millis(500),
+            hold: config.database.statement_timeout + Duration::from_secs(5),
         };
         let server = &config.server;
         let front = Front {

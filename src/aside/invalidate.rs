@@ -13,6 +13,9 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     /// [`CacheError`] where the cache did not take it; it is owed then.
     pub async fn drop_entry(&self, target: &Target) -> Result<(), CacheError> {
         self.core.metrics.resource(&target.resource().name).invalidated_by_admin();
+        if target.resource().hold {
+            return self.dropped(&[target]).await;
+        }
         self.core.asked("invalidate", self.cache.invalidate_everywhere(&[target.entry()])).await
     }
 

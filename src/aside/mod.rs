@@ -51,6 +51,8 @@ pub struct Limits {
     pub max_entry: usize,
     /// How long to wait for another process's load before loading past it.
     pub wait: Duration,
+    /// How long a writer holds entries at most: longer than the database lets its transaction live.
+    pub hold: Duration,
 }
 
 /// Reads and writes through a cache. Clones share everything.

@@ -8,7 +8,7 @@ use super::answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use super::fill::{self, Led};
 use super::flight::{Arrived, Boarded, Landing, Passenger};
 use super::{Aside, Core};
-use crate::cache::{Cache, Lookup};
+use crate::cache::{Cache, CacheError, Lookup};
 use crate::catalog::Target;
 use crate::store::Store;
 use crate::telemetry::Outcome;
@@ -86,9 +86,18 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
         }
     }
 
+    /// Drops entries of one resource, except what writers hold.
+    pub(super) async fn dropped(&self, targets: &[&Target]) -> Result<(), CacheError> {
+        let keys: Vec<&str> = targets.iter().map(|target| target.entry()).collect();
+        if targets.first().is_some_and(|target| target.resource().hold) {
+            return self.core.asked("invalidate", self.cache.invalidate_unless_held(&keys, None)).await;
+        }
+        self.core.asked("invalidate", self.cache.invalidate(&keys)).await
+    }
+
     /// A forced refresh is an invalidation and then an ordinary miss.
     pub(super) async fn invalidated(&self, target: &Target) -> Path {
-        match self.core.asked("invalidate", self.cache.invalidate(&[target.entry()])).await {
+        match self.dropped(&[target]).await {
             Ok(()) => Path::Refresh,
             Err(_) => Path::Bypass,
         }

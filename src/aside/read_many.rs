@@ -109,8 +109,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     }
 
     async fn all_invalidated(&self, targets: &[&Target]) -> Path {
-        let keys: Vec<&str> = targets.iter().map(|target| target.entry()).collect();
-        match self.core.asked("invalidate", self.cache.invalidate(&keys)).await {
+        match self.dropped(targets).await {
             Ok(()) => Path::Refresh,
             Err(_) => Path::Bypass,
         }

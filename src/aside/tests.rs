@@ -13,7 +13,7 @@ use crate::cache::memory::MemoryCache;
 use crate::cache::{Cache, Lookup};
 use crate::catalog::{self, Column, Key, Kind, Problem, Resource, Table, TableName, Target, What};
 use crate::config::{self, Defaults};
-use crate::store::{Batch, Captured, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
+use crate::store::{Batch, Captured, LastWord, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::telemetry::Metrics;
 
 /// What the next load does; each takes a second.
@@ -50,7 +50,7 @@ impl Store for Script {
         }
     }
 
-    async fn write(&self, _: &Resource, write: Write) -> Result<Written, WriteError> {
+    async fn write(&self, _: &Resource, write: Write, _: &LastWord) -> Result<Written, WriteError> {
         let Write::Delete { key, .. } = write else { return Err(WriteError::NotFound) };
         self.value.fetch_add(1, Ordering::SeqCst);
         Ok(Written { row: None, key, lists: Vec::new(), changes: Vec::new() })
@@ -106,7 +106,7 @@ impl Heart {
         let bound = catalog::bind("item", &declared, &Defaults::default(), "", table);
         let (resource, _) = bound.expect("it fits");
         let script = Script::default();
-        let limits = Limits { max_entry, wait: Duration::from_secs(5) };
+        let limits = Limits { max_entry, wait: Duration::from_secs(5), hold: Duration::from_secs(5) };
         let metrics = Arc::new(Metrics::new().expect("names are unique"));
         let aside = Aside::new(MemoryCache::new(1 << 20, 1 << 10, None), script.clone(), limits, metrics);
         Self { aside, script, resource: Arc::new(resource) }

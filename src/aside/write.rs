@@ -1,16 +1,26 @@
 //! One write: to the store, and then, before anybody is told, out of the cache.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
 
 use super::{Aside, Core};
 use crate::cache::Cache;
+use crate::cache::entry::Fence;
 use crate::catalog::{Key, Resource};
-use crate::invalidation::plan;
-use crate::store::{Store, StoreError, Write, WriteError, Written};
+use crate::invalidation::{Plan, plan};
+use crate::store::{LastWord, Store, StoreError, Write, WriteError, Written};
 
 /// Keys that one command drops.
 const CHUNK: usize = 1_000;
+
+/// What a write holds.
+#[derive(Default)]
+struct Hold {
+    owner: Option<Fence>,
+    keys: Vec<String>,
+}
 
 /// A write that was committed.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,26 +61,82 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
             Write::Merge { key, .. } => ("merge", Some(key.clone())),
             Write::Delete { key, .. } => ("delete", Some(key.clone())),
         };
+        let held = Arc::new(Mutex::new(Hold::default()));
+        let last = self.last_word(resource, asked.clone(), &held)?;
         let started = Instant::now();
-        let outcome = self.store.write(resource, write).await;
+        let outcome = self.store.write(resource, write, &last).await;
         self.metrics.store_query(&resource.name, operation, started.elapsed());
+        let hold = std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner));
         match outcome {
             Ok(written) => {
-                let invalidation_pending = !self.forget(resource, asked, &written).await;
+                let invalidation_pending = !self.forget(resource, asked, &written, hold.owner).await;
                 Ok(Wrote { written, invalidation_pending })
             }
+            // Whatever it holds only time gives up: nobody knows when the change will be visible.
             Err(WriteError::Unknown(written)) => {
                 self.metrics.error("store", "commit_unknown");
-                self.forget(resource, asked.clone(), &written).await;
+                self.forget(resource, asked.clone(), &written, None).await;
                 self.forget_again(resource, asked, &written);
                 Err(WriteError::Unknown(written))
             }
-            Err(WriteError::Store(error)) => {
-                self.metrics.error("store", error.kind());
-                Err(error.into())
+            Err(refused) => {
+                if let WriteError::Store(error) = &refused {
+                    self.metrics.error("store", error.kind());
+                }
+                if let Some(owner) = hold.owner {
+                    let keys: Vec<&str> = hold.keys.iter().map(String::as_str).collect();
+                    // Where it fails, the hold ends by itself.
+                    let given_up = self.cache.invalidate_unless_held(&keys, Some(owner));
+                    let _ = self.asked("release", given_up).await;
+                }
+                Err(refused)
             }
-            Err(refused) => Err(refused),
         }
+    }
+
+    /// Holds what a write is about to change, where that was declared: between its commit and the invalidation no reader
+    /// finds the old row here, and none fills it.
+    fn last_word(
+        self: &Arc<Self>,
+        resource: &Arc<Resource>,
+        asked: Option<Key>,
+        held: &Arc<Mutex<Hold>>,
+    ) -> Result<LastWord, WriteError> {
+        if !resource.hold && !self.mappings.load().iter().any(|mapping| mapping.hold) {
+            return Ok(LastWord::default());
+        }
+        let no_randomness = |error: getrandom::Error| StoreError::Unavailable(error.to_string());
+        let owner = Fence::new().map_err(no_randomness)?;
+        let (core, resource, held) = (Arc::clone(self), Arc::clone(resource), Arc::clone(held));
+        Ok(LastWord::new(move |written| {
+            let (core, held) = (Arc::clone(&core), Arc::clone(&held));
+            let plan = core.touched(&resource, asked.clone(), &written);
+            async move {
+                let keys: Vec<String> = plan.keys(true).cloned().collect();
+                if keys.is_empty() {
+                    return true;
+                }
+                // Noted before it is sent: what may have arrived must be given up too.
+                *held.lock().unwrap_or_else(PoisonError::into_inner) = Hold { owner: Some(owner), keys: keys.clone() };
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                core.asked("hold", core.cache.hold(&keys, owner, core.limits.hold)).await.is_ok()
+            }
+            .boxed()
+        }))
+    }
+
+    /// What a write has changed.
+    fn touched(&self, resource: &Arc<Resource>, asked: Option<Key>, written: &Written) -> Plan {
+        let mut targets = vec![resource.row_of(written.key.clone())];
+        targets.extend(asked.filter(|key| *key != written.key).map(|key| resource.row_of(key)));
+        targets.extend(written.lists.iter().map(|(index, value)| resource.list_of(*index, value.clone())));
+        let mut plan = plan(self.mappings.load().iter(), &written.changes);
+        if resource.hold {
+            plan.held.insert(resource.name.to_string());
+        }
+        let own = plan.drop.entry(resource.name.to_string()).or_default();
+        own.extend(targets.iter().map(|target| target.entry().to_owned()));
+        plan
     }
 
     /// A commit without an answer may become visible after its invalidation (it waits for a standby, say), and be read
@@ -80,25 +146,32 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
         self.runtime.spawn(async move {
             for pause in [1, 4, 25] {
                 tokio::time::sleep(Duration::from_secs(pause)).await;
-                core.forget(&resource, asked.clone(), &written).await;
+                core.forget(&resource, asked.clone(), &written, None).await;
             }
         });
     }
 
     /// Invalidates what a write touched; whether the cache took all of it, and it is known what that was.
-    async fn forget(&self, resource: &Arc<Resource>, asked: Option<Key>, written: &Written) -> bool {
-        let mut targets = vec![resource.row_of(written.key.clone())];
-        targets.extend(asked.filter(|key| *key != written.key).map(|key| resource.row_of(key)));
-        targets.extend(written.lists.iter().map(|(index, value)| resource.list_of(*index, value.clone())));
-        let mut plan = plan(self.mappings.load().iter(), &written.changes);
-        let own = plan.drop.entry(resource.name.to_string()).or_default();
-        own.extend(targets.iter().map(|target| target.entry().to_owned()));
+    /// `owner`: who holds what is held.
+    async fn forget(
+        &self,
+        resource: &Arc<Resource>,
+        asked: Option<Key>,
+        written: &Written,
+        owner: Option<Fence>,
+    ) -> bool {
+        let plan = self.touched(resource, asked, written);
         let mut told = true;
         for (name, keys) in plan.drop {
             self.metrics.resource(&name).invalidated_by_write(keys.len() as u64);
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
             for some in keys.chunks(CHUNK) {
-                told &= self.asked("invalidate", self.cache.invalidate(some)).await.is_ok();
+                let taken = if plan.held.contains(&name) {
+                    self.asked("invalidate", self.cache.invalidate_unless_held(some, owner)).await
+                } else {
+                    self.asked("invalidate", self.cache.invalidate(some)).await
+                };
+                told &= taken.is_ok();
             }
         }
         for name in plan.renew {

@@ -3,9 +3,9 @@
 //! ```text
 //! offset size
 //!      0    2  magic "C\x01": another format version is another entry
-//!      2    1  state: P pending, V valid
+//!      2    1  state: P pending, V valid, H held by a writer
 //!      3    1  flags: 1 not found, 2 truncated list
-//!      4   16  fence: of the fill (P) or of the refresh (V) under way; zero: none
+//!      4   16  fence: of the fill (P) or of the refresh (V) under way, or the holder (H); zero: none
 //!     20    8  tag: format version, shape, epoch and generation
 //!     28    8  check: a fingerprint of the cache key, so that no reply can pass for another key's
 //!     36    8  soft_expires, milliseconds of the cache's clock
@@ -106,6 +106,8 @@ pub fn tag(shape: u64, epoch: u64, generation: u64, groups: &[u64]) -> u64 {
 pub enum Held {
     /// Being filled.
     Pending,
+    /// Kept empty by a writer that is about to commit.
+    Reserved,
     /// A value of this tag.
     Valid {
         /// What it was stored under.
@@ -136,6 +138,7 @@ pub fn decode(key: &str, value: &Bytes, now: u64) -> Option<Held> {
     }
     match header[2] {
         b'P' => Some(Held::Pending),
+        b'H' => Some(Held::Reserved),
         b'V' => {
             let mut etag = [0; 16];
             etag.copy_from_slice(&header[60..76]);
@@ -168,9 +171,19 @@ fn signed_difference(later: u64, earlier: u64) -> i64 {
 /// The value of an entry that is being filled.
 #[must_use]
 pub fn pending(key: &str, fence: Fence, tag: u64) -> Vec<u8> {
+    empty(b'P', key, fence, tag)
+}
+
+/// The value of an entry that a writer keeps empty.
+#[must_use]
+pub fn reserved(key: &str, owner: Fence) -> Vec<u8> {
+    empty(b'H', key, owner, 0)
+}
+
+fn empty(state: u8, key: &str, fence: Fence, tag: u64) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER);
     value.extend_from_slice(&MAGIC);
-    value.extend_from_slice(&[b'P', 0]);
+    value.extend_from_slice(&[state, 0]);
     value.extend_from_slice(&fence.0);
     value.extend_from_slice(&tag.to_le_bytes());
     value.extend_from_slice(&check(key).to_le_bytes());

@@ -248,6 +248,8 @@ impl MemoryCache {
             (Lookup::Fresh(entry), _) => Lease::Hit(entry),
             (Lookup::Pending, _) => Lease::Wait { stale: None },
             (Lookup::Soft(entry), Some(slot)) => refresh(entry, slot),
+            // Only its holder ends it, or time.
+            (Lookup::Absent, Some(slot)) if is_reserved(&slot) => Lease::Past,
             (Lookup::Soft(_) | Lookup::Absent, _) => {
                 let value = entry::pending(place.key, ticket.fence, ticket.tag).into();
                 let slot = Slot { value, fence: ticket.fence, lock_ends: ends, expires: ends };
@@ -277,6 +279,10 @@ impl MemoryCache {
 
 /// No attempt ever leases with it: it is not random.
 const NOBODY: Fence = Fence([0; 16]);
+
+fn is_reserved(slot: &Slot) -> bool {
+    slot.value.get(2) == Some(&b'H')
+}
 
 fn is_pending(slot: &Slot) -> bool {
     slot.value.get(2) == Some(&b'P')
@@ -359,6 +365,29 @@ impl Cache for MemoryCache {
         Ok(())
     }
 
+    async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
+        for key in keys {
+            let _step = self.stripe(key);
+            let expires = self.now().saturating_add(millis(time));
+            let value = entry::reserved(key, owner).into();
+            self.inner.map.insert((*key).to_owned(), Slot { value, fence: owner, lock_ends: expires, expires });
+        }
+        Ok(())
+    }
+
+    async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
+        for key in keys {
+            let step = self.stripe(key);
+            let slot = self.slot(key, self.now());
+            let spared = slot.is_some_and(|slot| is_reserved(&slot) && Some(slot.fence) != owner);
+            drop(step);
+            if !spared {
+                self.invalidate(&[key]).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {
         self.invalidate(keys).await
     }
@@ -396,6 +425,8 @@ impl Node for MemoryNode {
     async fn advance(&self, looked: &Looked, step: &Step) -> Result<bool, CacheError> {
         let keys: Vec<&str> = step.drop.iter().map(String::as_str).collect();
         self.cache.invalidate(&keys).await?;
+        let spared: Vec<&str> = step.spare.iter().map(String::as_str).collect();
+        self.cache.invalidate_unless_held(&spared, None).await?;
         let mut control = self.cache.control();
         if control.number != looked.control.number {
             return Ok(false);

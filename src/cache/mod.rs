@@ -40,6 +40,8 @@ pub struct Place<'a> {
     pub groups: &'a [String],
     /// How long an in-process tier may hold it; zero: not at all.
     pub local_ttl: Duration,
+    /// Writers hold such entries while they commit; one that can't be known to be current is never used.
+    pub strict: bool,
 }
 
 /// What a read found.
@@ -119,7 +121,7 @@ pub enum Filled {
 /// What a memory holds under a key, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inspection {
-    /// `absent`, `pending`, `valid`, `expired` (past its TTL) or `unusable` (another version, shape or generation).
+    /// `absent`, `pending`, `held` (by a writer), `valid`, `expired` (past its TTL) or `unusable` (another version, shape or generation).
     pub state: &'static str,
     /// Seconds since it was stored.
     pub age: Option<f64>,
@@ -142,6 +144,7 @@ impl Inspection {
             None if size == 0 => bare("absent"),
             None => bare("unusable"),
             Some(Held::Pending) => bare("pending"),
+            Some(Held::Reserved) => bare("held"),
             Some(Held::Valid { tag, .. }) if tag != wanted => bare("unusable"),
             Some(Held::Valid { entry, .. }) => Self {
                 state: if entry.ttl_ms > 0 { "valid" } else { "expired" },
@@ -220,7 +223,18 @@ pub trait Cache: Send + Sync {
     /// read again by this process.
     fn invalidate(&self, keys: &[&str]) -> impl Future<Output = Result<(), CacheError>> + Send;
 
-    /// The same, and it is told to the in-process tiers of all processes, where it takes effect within their next looks.
+    /// Puts a hold in place of whatever is there: nobody fills these entries until their `owner` gives them up, or for
+    /// `time`. A later writer's hold takes the place of an earlier one's.
+    fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// Like [`Self::invalidate`], but leaves holds alone, save those of this `owner`.
+    fn invalidate_unless_held(
+        &self,
+        keys: &[&str],
+        owner: Option<Fence>,
+    ) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// The same as [`Self::invalidate`], and it is told to the in-process tiers of all processes, where it takes effect within their next looks.
     fn invalidate_everywhere(&self, keys: &[&str]) -> impl Future<Output = Result<(), CacheError>> + Send;
 
     /// Makes all entries of a resource absent, by giving it a new generation.
@@ -373,6 +387,14 @@ impl Cache for AnyCache {
 
     async fn invalidate(&self, keys: &[&str]) -> Result<(), CacheError> {
         each!(self, cache => cache.invalidate(keys))
+    }
+
+    async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
+        each!(self, cache => cache.hold(keys, owner, time))
+    }
+
+    async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
+        each!(self, cache => cache.invalidate_unless_held(keys, owner))
     }
 
     async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {

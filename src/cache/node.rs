@@ -32,6 +32,8 @@ pub struct Step {
     pub origin: String,
     /// Cache keys to drop before.
     pub drop: Vec<String>,
+    /// Cache keys to drop before, unless a writer holds them.
+    pub spare: Vec<String>,
     /// Resources that get a new generation.
     pub renew: Vec<String>,
     /// Everything here becomes absent: what it missed is not known.

@@ -34,6 +34,9 @@ pub struct Mapping {
     /// The group that everything depending on the table shares.
     #[serde(rename = "g", default, skip_serializing_if = "Option::is_none")]
     group: Option<String>,
+    /// Writers may hold the resource's entries.
+    #[serde(rename = "h", default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold: bool,
 }
 
 /// What a change does.
@@ -106,6 +109,7 @@ impl Resource {
             key: Vec::new(),
             lists: Vec::new(),
             group: None,
+            hold: false,
         };
         let depends = self.depends_on.iter().zip(&self.groups);
         let mut all: Vec<Mapping> =
@@ -113,7 +117,7 @@ impl Resource {
         if !self.table.is_view {
             let key = self.key_columns().map(|column| column.name.clone()).collect();
             let lists = self.cached_lists().map(|column| column.name.clone()).collect();
-            all.push(Mapping { key, lists, ..bare(&self.table.relation()) });
+            all.push(Mapping { key, lists, hold: self.hold, ..bare(&self.table.relation()) });
         }
         all
     }
@@ -136,6 +140,7 @@ mod tests {
             key: vec!["order_id".into(), "line_no".into()],
             lists: vec!["product".into()],
             group: None,
+            hold: false,
         }
     }
 

@@ -109,6 +109,8 @@ pub struct Resource {
     pub depends_on: Vec<String>,
     /// For each of them, the cache key of the generation that all its dependants share.
     pub groups: Vec<String>,
+    /// Writers hold entries while they commit, so that no reader is ever ahead of another.
+    pub hold: bool,
     /// Whether changes by others are seen. Where they aren't and should be, nothing is cached.
     pub capture: Capture,
 }

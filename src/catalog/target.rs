@@ -87,6 +87,7 @@ impl Target {
             shape: self.resource.shape,
             groups: &self.resource.groups,
             local_ttl: self.policy().local_ttl,
+            strict: self.resource.hold,
         }
     }
 }

@@ -48,7 +48,11 @@ fn judge(config: &Config) -> Result<(), Fault> {
     lives(&["defaults"], &config.defaults, config)?;
     for (name, declared) in &config.resources {
         named(&["resources", name], name)?;
-        lives(&["resources", name], &declared.over(&config.defaults), config)?;
+        let values = declared.over(&config.defaults);
+        lives(&["resources", name], &values, config)?;
+        if declared.consistency == Consistency::Hold && !values.local_ttl.is_zero() {
+            return fault(&["resources", name, "consistency"], "hold can't be kept in process: set local_ttl: 0s");
+        }
         resource(name, declared)?;
     }
     for (name, declared) in &config.queries {
@@ -199,9 +203,6 @@ fn resource(name: &str, declared: &Resource) -> Result<(), Fault> {
     }
     if declared.generate_key != GenerateKey::Database && declared.key.len() > 1 {
         return fault(&["generate_key"], "needs a key of one column".into());
-    }
-    if declared.consistency == Consistency::Hold {
-        return fault(&["consistency"], "hold is not built yet; use fenced".into());
     }
     for (column, list) in &declared.lists {
         if list.limit == 0 {

@@ -13,5 +13,5 @@
 mod plan;
 mod rounds;
 
-pub use plan::plan;
+pub use plan::{Plan, plan};
 pub use rounds::{Pace, Rounds, Trouble};

@@ -13,14 +13,16 @@ const MOST: usize = 10_000;
 pub struct Plan {
     /// Cache keys to drop.
     pub drop: BTreeMap<String, BTreeSet<String>>,
+    /// Resources whose entries writers may hold.
+    pub held: BTreeSet<String>,
     /// Resources of which anything may have changed.
     pub renew: BTreeSet<String>,
 }
 
 impl Plan {
-    /// All cache keys.
-    pub fn keys(&self) -> impl Iterator<Item = &String> {
-        self.drop.values().flatten()
+    /// The cache keys of resources whose entries writers hold, or don't.
+    pub fn keys(&self, held: bool) -> impl Iterator<Item = &String> {
+        self.drop.iter().filter(move |(resource, _)| self.held.contains(*resource) == held).flat_map(|(_, keys)| keys)
     }
 }
 
@@ -39,6 +41,9 @@ pub fn plan<'a>(mappings: impl Iterator<Item = &'a Mapping>, changes: &[Change])
         for mapping in by_relation.get(change.relation.as_str()).into_iter().flatten() {
             if plan.renew.contains(&mapping.resource) {
                 continue;
+            }
+            if mapping.hold {
+                plan.held.insert(mapping.resource.clone());
             }
             let keys = plan.drop.entry(mapping.resource.clone()).or_default();
             match mapping.effect(change.image.as_ref()) {

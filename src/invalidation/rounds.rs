@@ -150,7 +150,8 @@ impl Rounds {
         let mut counts = Vec::new();
         if !step.anew {
             let plan = plan(looked.control.mappings.values(), &owed.changes);
-            step.drop = plan.keys().cloned().collect();
+            step.drop = plan.keys(false).cloned().collect();
+            step.spare = plan.keys(true).cloned().collect();
             step.renew = plan.renew.iter().cloned().collect();
             counts = plan.drop.into_iter().map(|(resource, keys)| (resource, keys.len() as u64)).collect();
             counts.extend(plan.renew.into_iter().map(|resource| (resource, 1)));

@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use crate::catalog::{Key, Problem, Resource, Table, TableName};
 pub use changes::{Captured, Change, Owed, Since, Wanted};
-pub use write::{Body, Judge, Precondition, Write, WriteError, Written, merge_patch};
+pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
 /// One row, as the database wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,8 +115,13 @@ pub trait Store: Send + Sync {
         value: &str,
     ) -> impl Future<Output = Result<Rows, StoreError>> + Send;
 
-    /// Runs one write in a transaction of its own.
-    fn write(&self, resource: &Resource, write: Write) -> impl Future<Output = Result<Written, WriteError>> + Send;
+    /// Runs one write in a transaction of its own. What it did is shown to `last` before it is committed.
+    fn write(
+        &self,
+        resource: &Resource,
+        write: Write,
+        last: &LastWord,
+    ) -> impl Future<Output = Result<Written, WriteError>> + Send;
 
     /// How far changes of these tables by anybody are captured, in their order.
     fn captured(&self, wanted: &[Wanted]) -> impl Future<Output = Result<Vec<Captured>, StoreError>> + Send;
@@ -201,8 +206,8 @@ impl Store for AnyStore {
         each!(self, store => store.list(resource, index, value))
     }
 
-    async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
-        each!(self, store => store.write(resource, write))
+    async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
+        each!(self, store => store.write(resource, write, last))
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -182,6 +183,44 @@ pub struct Written {
     pub lists: Vec<(usize, String)>,
     /// Everything that its transaction changed, where changes are captured: cascades and what triggers did, too.
     pub changes: Vec<Change>,
+}
+
+/// Asked before a write is committed, with its row locks taken. Without an answer, nothing is committed.
+#[derive(Clone, Default)]
+pub struct LastWord(Option<Arc<Ask>>);
+
+type Ask = dyn Fn(Written) -> BoxFuture<'static, bool> + Send + Sync;
+
+impl LastWord {
+    /// Whoever is to be asked; the answer says whether the write may be committed.
+    pub fn new(ask: impl Fn(Written) -> BoxFuture<'static, bool> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(ask)))
+    }
+
+    /// Whether there is anybody to be asked.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Asks.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::Store`] where the answer is no.
+    pub async fn given(&self, written: &Written) -> Result<(), WriteError> {
+        let Some(ask) = &self.0 else { return Ok(()) };
+        if ask(written.clone()).await {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable("the cache can't be told before the commit".into()).into())
+    }
+}
+
+impl std::fmt::Debug for LastWord {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("LastWord")
+    }
 }
 
 /// Why nothing, or nobody knows what, was written.

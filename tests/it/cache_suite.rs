@@ -15,7 +15,7 @@ use crate::servers::Redis;
 const LOCK: Duration = Duration::from_secs(30);
 
 fn place(key: &str) -> Place<'_> {
-    Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO }
+    Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false }
 }
 
 fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
@@ -133,6 +133,7 @@ async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
 
     soft(cache, other, &key("soft")).await;
     shapes(cache, &key("shape")).await;
+    holds(cache, other, &key("reserved")).await;
 
     let many: Vec<String> = (0..50).map(|index| key(&format!("many{index}"))).collect();
     let places: Vec<Place<'_>> = many.iter().map(|key| place(key)).collect();
@@ -149,7 +150,8 @@ async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let lookups = cache.read_many(&places).await.expect("it answers");
     assert!(lookups.iter().all(|lookup| matches!(lookup, Lookup::Fresh(_))));
 
-    let kept = Place { key: &key("kept"), resource: "users", shape: 1, groups: &[], local_ttl: Duration::ZERO };
+    let kept =
+        Place { key: &key("kept"), resource: "users", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false };
     let Lease::Fill { ticket: held, .. } = cache.lease(&[kept], LOCK).await.expect("it answers").remove(0) else {
         panic!("it is new")
     };
@@ -206,6 +208,32 @@ async fn shapes(cache: &AnyCache, key: &str) {
     let inspected = cache.inspect(reshaped).await.expect("it answers");
     assert_eq!(inspected.state, "unusable");
     assert_eq!(cache.inspect(place(key)).await.expect("it answers").state, "valid");
+}
+
+/// A writer's hold keeps everybody out until its owner or time ends it.
+async fn holds(cache: &AnyCache, other: &AnyCache, key: &str) {
+    let (one, two) = (Fence::new().expect("randomness"), Fence::new().expect("randomness"));
+    let filling = ticket(cache, key).await;
+    other.hold(&[key], one, LOCK).await.expect("it answers");
+    assert_eq!(fill(cache, key, filling, lasting("old")).await, Filled::Fenced);
+    assert_eq!(read(cache, key).await, Lookup::Absent);
+    assert_eq!(lease(cache, key).await, Lease::Past, "nobody fills");
+    assert_eq!(cache.inspect(place(key)).await.expect("it answers").state, "held");
+    cache.invalidate_unless_held(&[key], None).await.expect("it answers");
+    cache.invalidate_unless_held(&[key], Some(two)).await.expect("it answers");
+    assert_eq!(lease(cache, key).await, Lease::Past, "others leave it alone");
+    cache.hold(&[key], two, LOCK).await.expect("it answers");
+    other.invalidate_unless_held(&[key], Some(one)).await.expect("it answers");
+    assert_eq!(lease(cache, key).await, Lease::Past, "a later writer's is not the earlier one's to end");
+    cache.invalidate_unless_held(&[key], Some(two)).await.expect("it answers");
+    let held = ticket(cache, key).await;
+    assert_eq!(fill(cache, key, held, lasting("new")).await, Filled::Stored);
+    cache.hold(&[key], one, Duration::from_millis(20)).await.expect("it answers");
+    while lease(cache, key).await == Lease::Past {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cache.invalidate_unless_held(&[key], None).await.expect("it answers");
+    assert_eq!(read(cache, key).await, Lookup::Absent, "what nobody holds goes");
 }
 
 fn config(yaml: &str) -> cache_aside::config::Cache {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cache_aside::app::{look, open_store};
 use cache_aside::catalog::{Key, KeyError, Resource, State, What};
 use cache_aside::config::{Config, Env};
-use cache_aside::store::{AnyStore, Body, Precondition, Store, StoreError, Write, WriteError};
+use cache_aside::store::{AnyStore, Body, LastWord, Precondition, Store, StoreError, Write, WriteError};
 
 use crate::servers::Postgres;
 
@@ -72,7 +72,7 @@ impl Shelf {
         resource: &str,
         write: Write,
     ) -> Result<(Option<String>, Key, Vec<(usize, String)>), WriteError> {
-        let written = self.store.write(&self.resource(resource), write).await?;
+        let written = self.store.write(&self.resource(resource), write, &LastWord::default()).await?;
         let row = written.row.map(|row| String::from_utf8(row.to_vec()).expect("it is text"));
         Ok((row, written.key, written.lists))
     }

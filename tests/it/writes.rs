@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::app::World;
+use crate::app::{App, World};
 
 const SCHEMA: &str = "
     CREATE TABLE team (id int PRIMARY KEY);
@@ -203,4 +203,77 @@ async fn a_delete_by_another_spelling_takes_the_cached_row_too() {
     app.get("/api/tag/Foo").await.expect(200);
     app.delete("/api/tag/foo").await.expect(204);
     app.get("/api/tag/Foo").await.expect(404);
+}
+
+const HOLD: &str =
+    "resources: { counter: { consistency: hold, write: [create, update, delete], lists: { kind: {} } } }";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_holds_no_reader_is_ever_ahead_of_another() {
+    use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+    let world =
+        World::new("CREATE TABLE counter (id int PRIMARY KEY, kind int, v int); INSERT INTO counter VALUES (1, 1, 0)")
+            .await;
+    let apps = std::sync::Arc::new([world.app(HOLD).await, world.app(HOLD).await]);
+    let (seen, stop) = (std::sync::Arc::new(AtomicI64::new(0)), std::sync::Arc::new(AtomicBool::new(false)));
+    let readers: Vec<_> = (0..8)
+        .map(|index| {
+            let (apps, seen, stop) =
+                (std::sync::Arc::clone(&apps), std::sync::Arc::clone(&seen), std::sync::Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut hits = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    let before = seen.load(Ordering::SeqCst);
+                    let reply = apps[index % 2].get("/api/counter/1").await.expect(200);
+                    let v = reply.json()["data"]["v"].as_i64().expect("it is a number");
+                    assert!(v >= before, "read {v} after somebody had read {before}: {reply:?}");
+                    seen.fetch_max(v, Ordering::SeqCst);
+                    hits += u32::from(reply.source() == "cache");
+                }
+                hits
+            })
+        })
+        .collect();
+    for v in 1..=200_i64 {
+        apps[usize::try_from(v % 2).expect("0 or 1")]
+            .patch("/api/counter/1", &format!(r#"{{"v":{v}}}"#))
+            .await
+            .expect(200);
+        if v % 10 == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    let mut hits = 0;
+    for reader in readers {
+        hits += reader.await.expect("no reader was ahead");
+    }
+    assert!(hits > 100, "the cache was in use: {hits}");
+    // Lists are held too, and others' changes reach held resources as any other.
+    apps[0].get("/api/counter?kind=1").await.expect(200);
+    apps[1].post("/api/counter", r#"{"id":2,"kind":1,"v":5}"#).await.expect(201);
+    assert!(apps[0].get("/api/counter?kind=1").await.text.contains(r#"{"id":2"#));
+    apps[0].until("cached", async |app| app.get("/api/counter/2").await.source() == "cache").await;
+    world.sql("UPDATE counter SET v = 6 WHERE id = 2").await;
+    apps[0].until("seen", async |app| app.get("/api/counter/2").await.text.contains(r#""v":6"#)).await;
+    // A refused write gives up what it held.
+    apps[0].post("/api/counter", r#"{"id":2,"kind":1,"v":5}"#).await.expect(409);
+    apps[0].until("cached", async |app| app.get("/api/counter/2").await.source() == "cache").await;
+}
+
+#[tokio::test]
+async fn with_holds_nothing_is_written_while_the_cache_can_not_be_told() {
+    let world =
+        World::new("CREATE TABLE counter (id int PRIMARY KEY, kind int, v int); INSERT INTO counter VALUES (1, 1, 0)")
+            .await;
+    let mut redis = crate::servers::Redis::start().await;
+    let app = App::start(&world.config(HOLD).replace(&world.redis_url, &redis.url())).await;
+    app.patch("/api/counter/1", r#"{"v":1}"#).await.expect(200);
+    redis.kill().await;
+    app.patch("/api/counter/1", r#"{"v":2}"#).await.expect(503);
+    assert_eq!(world.text("SELECT v::text FROM counter").await, "1");
+    assert!(app.get("/api/counter/1").await.expect(200).text.contains(r#""v":1"#));
+    redis.start_again().await;
+    app.until("written", async |app| app.patch("/api/counter/1", r#"{"v":3}"#).await.status == 200).await;
+    assert!(app.get("/api/counter/1").await.expect(200).text.contains(r#""v":3"#));
 }

@@ -204,6 +204,12 @@ impl RedisCache {
         }
     }
 
+    /// The same for an entry that may be strict: then only what is known to be current is of any use.
+    fn usable(&self, deadlines: Deadlines, place: &Place<'_>) -> Result<bool, CacheError> {
+        let verified = self.verified(deadlines)?;
+        if verified || !place.strict { Ok(verified) } else { Err(CacheError::Untrusted) }
+    }
+
     async fn ask(&self, live: &Live, cmd: Cmd) -> Result<Value, CacheError> {
         match live.conn.clone().send_packed_command(&cmd).await {
             Ok(Value::ServerError(error)) => Err(self.refused(error.code())),
@@ -303,7 +309,7 @@ impl RedisCache {
             pipe.cmd("GET").arg(key);
         }
         let mut values = self.ask_all(live, &pipe).await?;
-        let verified = self.verified(deadlines)?;
+        let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
         let groups: Option<Vec<u64>> = values.drain(places.len()..).map(|reply| number(&reply)).collect();
         let judge = |(place, value)| Self::judge(live, place, groups.as_deref(), value, verified);
         places.iter().zip(values).map(judge).collect()
@@ -402,7 +408,7 @@ impl Cache for RedisCache {
         let mut get = Cmd::with_capacity(2, 16 + place.key.len());
         get.arg("GET").arg(place.key);
         let value = self.ask(&live, get).await?;
-        let verified = self.verified(deadlines)?;
+        let verified = self.usable(deadlines, &place)?;
         let lookup = Self::judge(&live, &place, Some(&[]), value, verified)?;
         self.keep_local(&live, &place, &lookup, noted);
         Ok(lookup)
@@ -439,11 +445,9 @@ impl Cache for RedisCache {
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
-        let verified = self.verified(deadlines)?;
-        let groups = match places.first() {
-            Some(first) => self.groups(&live, first).await?,
-            None => return Ok(Vec::new()),
-        };
+        let Some(first) = places.first() else { return Ok(Vec::new()) };
+        let verified = self.usable(deadlines, first)?;
+        let groups = self.groups(&live, first).await?;
         if !live.set_nx_get {
             let leases = self.lease_by_script(&live, places, &groups, lock).await?;
             self.verified(deadlines)?;
@@ -545,7 +549,42 @@ impl Cache for RedisCache {
         };
         let outcome = outcome.await;
         if outcome.is_err() {
-            self.shared.owe(keys);
+            self.shared.owe(keys, false);
+            self.lane.wake.notify_one();
+        }
+        outcome
+    }
+
+    async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
+        let live = self.live().await?;
+        // A hold in a memory that nobody reads from holds nobody back.
+        if !self.verified(live.deadlines())? {
+            return Err(CacheError::Untrusted);
+        }
+        let mut pipe = Pipeline::with_capacity(keys.len());
+        for key in keys {
+            pipe.cmd("SET").arg(*key).arg(entry::reserved(key, owner)).arg("PX").arg(millis(time));
+        }
+        let replies = self.ask_all(&live, &pipe).await?;
+        let refused = replies.iter().find_map(|reply| match reply {
+            Value::ServerError(error) => Some(error.code()),
+            _ => None,
+        });
+        refused.map_or(Ok(()), |code| Err(self.refused(code)))
+    }
+
+    async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
+        let outcome = async {
+            let live = self.live().await?;
+            let mut pipe = Pipeline::with_capacity(keys.len());
+            for key in keys {
+                pipe.add_command(self.shared.scripts.spare(key, owner.as_ref().map_or(&[], |owner| &owner.0)));
+            }
+            self.scripts(&live, &pipe).await.map(drop)
+        };
+        let outcome = outcome.await;
+        if outcome.is_err() {
+            self.shared.owe(keys, true);
             self.lane.wake.notify_one();
         }
         outcome

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use deadpool_redis::Connection;
+use redis::Pipeline;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::Mutex;
 
@@ -98,6 +99,7 @@ impl Node for RedisNode {
         }
         let renewed = step.renew.iter().map(|resource| (field::generation(resource), fastrand::u64(1..).to_string()));
         fields.extend(renewed);
+        // What writers hold is not kept in process.
         let batch = if step.anew || !step.renew.is_empty() || step.drop.len() > BATCH {
             "*".to_owned()
         } else if step.drop.is_empty() {
@@ -110,11 +112,18 @@ impl Node for RedisNode {
             [&looked.control.number.to_string(), &looked.ids.run, &looked.ids.replication, &batch],
             &fields,
         );
-        let drop = &step.drop;
+        let (drop, spare) = (&step.drop, &step.spare);
         let verdict: String = self
             .over(&mut open, async |conn, _| {
                 for some in drop.chunks(CHUNK) {
                     let () = redis::cmd("UNLINK").arg(some).query_async(conn).await?;
+                }
+                for some in spare.chunks(CHUNK) {
+                    let mut pipe = Pipeline::with_capacity(some.len());
+                    for key in some {
+                        pipe.add_command(shared.scripts.spare(key, &[]));
+                    }
+                    let _: Vec<u8> = pipe.query_async(conn).await?;
                 }
                 Ok(script.query_async(conn).await?)
             })

@@ -1,15 +1,16 @@
-//! The six scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
+//! The seven scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
 
 use redis::{Cmd, Pipeline, Script};
 
 /// The texts, loaded whenever a connection is made.
-const TEXTS: [&str; 6] = [
+const TEXTS: [&str; 7] = [
     include_str!("lease.lua"),
     include_str!("fill.lua"),
     include_str!("renew.lua"),
     include_str!("release.lua"),
     include_str!("round.lua"),
     include_str!("tell.lua"),
+    include_str!("spare.lua"),
 ];
 
 /// The scripts by their fingerprints.
@@ -20,12 +21,13 @@ pub(super) struct Scripts {
     release: Script,
     round: Script,
     tell: Script,
+    spare: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
-        let [lease, fill, renew, release, round, tell] = TEXTS.map(Script::new);
-        Self { lease, fill, renew, release, round, tell }
+        let [lease, fill, renew, release, round, tell, spare] = TEXTS.map(Script::new);
+        Self { lease, fill, renew, release, round, tell, spare }
     }
 
     /// Adds one `SCRIPT LOAD` for each: EVALSHA finds them from then on, until the server restarts.
@@ -65,6 +67,12 @@ impl Scripts {
         for (name, value) in fields {
             cmd.arg(name).arg(value);
         }
+        cmd
+    }
+
+    pub(super) fn spare(&self, key: &str, owner: &[u8]) -> Cmd {
+        let mut cmd = call(&self.spare, key);
+        cmd.arg(owner);
         cmd
     }
 

@@ -59,8 +59,9 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 struct Owed {
-    /// Each with the number of the failure that it comes from: one that fails again while it is being delivered stays.
-    keys: HashMap<String, u64>,
+    /// Each with the number of the failure that it comes from (one that fails again while it is being delivered stays), and
+    /// whether a writer may hold it.
+    keys: HashMap<String, (u64, bool)>,
     /// All keys, since this failure; zero: not all.
     everything: u64,
     failures: u64,
@@ -161,12 +162,12 @@ impl Shared {
     }
 
     /// Remembers invalidations that failed. Until they are delivered this process trusts nothing on the node.
-    pub(super) fn owe(&self, keys: &[&str]) {
+    pub(super) fn owe(&self, keys: &[&str], spare: bool) {
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
         owed.failures += 1;
         let failure = owed.failures;
         if owed.everything == 0 && owed.keys.len() + keys.len() <= OWED_MAX {
-            owed.keys.extend(keys.iter().map(|key| ((*key).to_owned(), failure)));
+            owed.keys.extend(keys.iter().map(|key| ((*key).to_owned(), (failure, spare))));
         } else {
             *owed = Owed { keys: HashMap::new(), everything: failure, failures: failure };
         }
@@ -194,13 +195,16 @@ impl Shared {
             renew.arg(&self.control_key).arg(field::EPOCH).arg(fastrand::u64(1..));
             let () = renew.query_async(conn).await?;
         }
-        let names: Vec<&String> = keys.keys().collect();
-        for some in names.chunks(1000) {
+        let names = |spare: bool| keys.iter().filter(move |(_, (_, held))| *held == spare).map(|(key, _)| key);
+        for some in names(false).collect::<Vec<_>>().chunks(1000) {
             let () = redis::cmd("UNLINK").arg(some).query_async(conn).await?;
+        }
+        for key in names(true) {
+            let () = self.scripts.spare(key, &[]).query_async(conn).await?;
         }
         // Only what was sent is forgotten, and only now: whatever came or broke meanwhile is still owed.
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        owed.keys.retain(|key, failure| keys.get(key) != Some(failure));
+        owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure));
         if owed.everything == everything {
             owed.everything = 0;
         }

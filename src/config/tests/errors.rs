@@ -202,8 +202,8 @@ fn values_must_fit_each_other() {
         "config.yaml:7: defaults.local_ttl: needs invalidation.mode outbox or wal",
     );
     complains(
-        "    consistency: hold\n",
-        "config.yaml:6: resources.users.consistency: hold is not built yet; use fenced",
+        "    consistency: hold\n    local_ttl: 1s\n",
+        "config.yaml:6: resources.users.consistency: hold can't be kept in process: set local_ttl: 0s",
     );
     complains(
         "    lists: { name: { limit: 0 } }\n",

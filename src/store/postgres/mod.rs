@@ -27,7 +27,7 @@ use tokio_postgres::types::{FromSql, Type};
 
 use self::connect::Connector;
 pub use self::feed::Feed;
-use super::{Batch, Captured, Connections, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
+use super::{Batch, Captured, Connections, LastWord, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::catalog::{Key, Problem, Resource, Table, TableName};
 use crate::config;
 
@@ -324,8 +324,8 @@ impl Store for PostgresStore {
         Ok(Rows { json: json.freeze(), truncated: found.len() > limit, origin })
     }
 
-    async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
-        write::run(self, resource, write).await
+    async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
+        write::run(self, resource, write, last).await
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

@@ -4,6 +4,7 @@
 //! its column's type. Statements of writes differ with the body's columns, so they are never kept prepared.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use deadpool_postgres::{Object, Transaction};
 use serde_json::value::RawValue;
@@ -12,7 +13,10 @@ use tokio_postgres::{Error, Row};
 
 use super::{PostgresStore, SLACK, Text, error, feed, sql};
 use crate::catalog::{Capture, Column, Key, Resource};
-use crate::store::{Body, Change, Precondition, StoreError, Write, WriteError, Written, merge_patch};
+use crate::store::{Body, Change, LastWord, Precondition, StoreError, Write, WriteError, Written, merge_patch};
+
+/// How long a transaction whose entries are held may wait for its COMMIT.
+const HOLD_IDLE: Duration = Duration::from_secs(3);
 
 type Params<'a> = Vec<(&'a (dyn ToSql + Sync), Type)>;
 
@@ -43,10 +47,15 @@ impl From<WriteError> for Failure {
     }
 }
 
-pub(super) async fn run(store: &PostgresStore, resource: &Resource, write: Write) -> Result<Written, WriteError> {
+pub(super) async fn run(
+    store: &PostgresStore,
+    resource: &Resource,
+    write: Write,
+    last: &LastWord,
+) -> Result<Written, WriteError> {
     let mut again = 2;
     loop {
-        match attempt(store, resource, &write).await {
+        match attempt(store, resource, &write, last).await {
             // The database undid the transaction because of others; the same words may succeed now.
             Err(Failure::Database(failed)) if again > 0 && is_contention(&failed) => again -= 1,
             Err(Failure::Database(failed)) => return Err(explain(store, resource, &write, failed).await),
@@ -60,7 +69,12 @@ fn is_contention(error: &Error) -> bool {
     error.code().is_some_and(|code| matches!(code.code(), "40001" | "40P01"))
 }
 
-async fn attempt(store: &PostgresStore, resource: &Resource, write: &Write) -> Result<Written, Failure> {
+async fn attempt(
+    store: &PostgresStore,
+    resource: &Resource,
+    write: &Write,
+    last: &LastWord,
+) -> Result<Written, Failure> {
     let mut checked = store.checkout().await.map_err(WriteError::from)?;
     if checked.client.is_closed() {
         return Err(WriteError::from(StoreError::Unavailable("the connection was lost".into())).into());
@@ -69,7 +83,8 @@ async fn attempt(store: &PostgresStore, resource: &Resource, write: &Write) -> R
     let committing = Mutex::new(None);
     // Each statement has its own limit in the server; one that answers none of them has this one.
     let limit = (store.inner.statement_timeout + SLACK) * 4;
-    if let Ok(outcome) = tokio::time::timeout(limit, transact(&mut checked.client, resource, write, &committing)).await
+    if let Ok(outcome) =
+        tokio::time::timeout(limit, transact(&mut checked.client, resource, write, last, &committing)).await
     {
         outcome
     } else {
@@ -84,12 +99,19 @@ async fn transact(
     client: &mut Object,
     resource: &Resource,
     write: &Write,
+    last: &LastWord,
     committing: &Mutex<Option<Written>>,
 ) -> Result<Written, Failure> {
     let transaction = client.transaction().await?;
     let mut written = within(&transaction, resource, write).await?;
     if resource.capture == Capture::On {
         written.changes = changes(&transaction).await?;
+    }
+    if last.is_wanted() {
+        // Should this process stop now, the server ends the transaction before the hold ends.
+        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", HOLD_IDLE.as_millis());
+        transaction.batch_execute(&limit).await?;
+        last.given(&written).await?;
     }
     *committing.lock().unwrap_or_else(PoisonError::into_inner) = Some(written.clone());
     match transaction.commit().await {

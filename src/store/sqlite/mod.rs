@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use deadpool_sqlite::{Config, Hook, HookError, Pool, Runtime};
 use rusqlite::{Connection, ErrorCode};
+use tokio::runtime::Handle;
 
-use super::{Batch, Captured, Connections, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
+use super::{Batch, Captured, Connections, LastWord, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::catalog::{Column, Key, Problem, Resource, Statements, Table, TableName};
 use crate::config;
 
@@ -304,9 +305,11 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn write(&self, resource: &Resource, write: Write) -> Result<Written, WriteError> {
-        let resource = resource.clone();
-        self.with(&self.inner.writer, move |connection| write::run(connection, &resource, &write)).await
+    async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
+        let (resource, last, runtime) = (resource.clone(), last.clone(), Handle::current());
+        // On a thread of its own, which may wait.
+        let ask = move |written: &Written| runtime.block_on(last.given(written));
+        self.with(&self.inner.writer, move |connection| write::run(connection, &resource, &write, ask)).await
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

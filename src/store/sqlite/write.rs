@@ -8,9 +8,15 @@ use super::{Found, by_key, find, quote, read_row, selected, value};
 use crate::catalog::{Column, Key, Resource};
 use crate::store::{Body, Precondition, StoreError, Write, WriteError, Written, merge_patch};
 
-pub(super) fn run(connection: &mut Connection, resource: &Resource, write: &Write) -> Result<Written, WriteError> {
+pub(super) fn run(
+    connection: &mut Connection,
+    resource: &Resource,
+    write: &Write,
+    last: impl FnOnce(&Written) -> Result<(), WriteError>,
+) -> Result<Written, WriteError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let written = within(&transaction, resource, write)?;
+    last(&written)?;
     transaction.commit()?;
     Ok(written)
 }
