@@ -78,7 +78,7 @@ impl Proxy {
         self.order(Line::BlackHole);
     }
 
-    /// Holds each chunk on its way to the client for this long, one after the other.
+    /// Holds each chunk on its way to the server for this long, one after the other.
     pub fn delay(&self, delay: Duration) {
         self.order(Line::Open { delay });
     }
@@ -227,8 +227,8 @@ async fn connection(mut client: TcpStream, target: SocketAddr, mut line: watch::
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::try_join!(
-            pump(from_client, to_server, line.clone(), false),
-            pump(from_server, to_client, line.clone(), true)
+            pump(from_client, to_server, line.clone(), true),
+            pump(from_server, to_client, line.clone(), false)
         )
     };
     let ended_well = tokio::select! {
@@ -248,12 +248,12 @@ async fn pump(
     from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut line: watch::Receiver<Line>,
-    to_client: bool,
+    delayed: bool,
 ) -> io::Result<()> {
     let mut chunk = vec![0; 16 * 1024];
     loop {
         let length = read(&from, &mut chunk).await?;
-        let arrived = to_client.then(Instant::now);
+        let arrived = delayed.then(Instant::now);
         passage(&mut line, arrived).await;
         if length == 0 {
             return poll_fn(|context| Pin::new(&mut to).poll_shutdown(context)).await;
