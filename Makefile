@@ -1,5 +1,5 @@
 # The recipes that people and continuous integration share.
-.PHONY: demo test lint servers bench
+.PHONY: demo test lint servers bench drill
 
 demo: ## Serve the demo: no configuration, no servers
 	cargo run --release
@@ -17,6 +17,9 @@ servers: ## Install PostgreSQL and Redis from Debian's packages, where they are 
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -q --no-install-recommends \
 	    postgresql redis-server util-linux openssl; }
+
+drill: servers ## Every fault in turn against three replicas, for ten minutes: prints how old each read was
+	cargo test --locked --release --test drill -- --seconds 8
 
 bench: servers ## What lanes save against checking a connection out for every read
 	cargo bench --locked

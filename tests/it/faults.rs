@@ -12,7 +12,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -34,6 +34,7 @@ use tokio::{
 /// A way to one server. Faults do not add up: the last call counts.
 pub struct Proxy {
     addr: SocketAddr,
+    target: Arc<Mutex<SocketAddr>>,
     counts: Arc<Counts>,
     orders: Option<mpsc::UnboundedSender<Order>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -42,11 +43,11 @@ pub struct Proxy {
 impl Proxy {
     /// Opens a way to `target`, which need not be there yet: it is called anew for each client.
     pub async fn to(target: SocketAddr) -> Self {
-        let counts = Arc::new(Counts::default());
+        let (counts, target) = (Arc::new(Counts::default()), Arc::new(Mutex::new(target)));
         let (orders, inbox) = mpsc::unbounded_channel();
         let (ready, addr) = oneshot::channel();
         let thread = thread::spawn({
-            let counts = Arc::clone(&counts);
+            let (counts, target) = (Arc::clone(&counts), Arc::clone(&target));
             move || {
                 let runtime =
                     runtime::Builder::new_current_thread().enable_all().build().expect("a runtime should start");
@@ -54,16 +55,21 @@ impl Proxy {
                     let door = Door::new();
                     let listener = door.open();
                     let _ = ready.send(door.addr);
-                    serve(door, listener, target, &counts, inbox).await;
+                    serve(door, listener, &target, &counts, inbox).await;
                 });
             }
         });
         let addr = addr.await.expect("the proxy should find a port");
-        Self { addr, counts, orders: Some(orders), thread: Some(thread) }
+        Self { addr, target, counts, orders: Some(orders), thread: Some(thread) }
     }
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Leads clients that come from now on to another server.
+    pub fn lead_to(&self, target: SocketAddr) {
+        *self.target.lock().expect("nobody panics with it") = target;
     }
 
     /// Resets every connection and refuses new ones.
@@ -176,7 +182,7 @@ impl Door {
 async fn serve(
     door: Door,
     listener: TcpListener,
-    target: SocketAddr,
+    target: &Mutex<SocketAddr>,
     counts: &Arc<Counts>,
     mut inbox: mpsc::UnboundedReceiver<Order>,
 ) {
@@ -199,6 +205,7 @@ async fn serve(
             client = accept(listener.as_ref()) => {
                 // A client that gave up while it waited is no reason to stop.
                 if let Ok(client) = client {
+                    let target = *target.lock().expect("nobody panics with it");
                     connections.spawn(connection(client, target, line.subscribe(), Open::count(counts)));
                 }
             }

@@ -93,6 +93,36 @@ impl Postgres {
         Self { server }
     }
 
+    /// A server that follows another one, which it reaches at `primary`, until it is promoted.
+    pub async fn standby(primary: SocketAddr) -> Self {
+        let mut server = Server::new(Engine::Postgres, &postgres_folder().join("postgres"), postgres_account());
+        let data = server.folder.join("data");
+        let (folder, account) = (server.folder.clone(), postgres_account());
+        spawn_blocking({
+            let data = data.clone();
+            move || {
+                let mut copy = Command::new(postgres_folder().join("pg_basebackup"));
+                let (host, port) = (primary.ip().to_string(), primary.port().to_string());
+                copy.args(["-h", &host, "-p", &port, "-U", "postgres", "-R", "-X", "stream", "-c", "fast", "-D"]);
+                run_tool(copy.arg(data), &folder, account);
+            }
+        })
+        .await
+        .expect("the data should be copied");
+        server.args.extend(["-D".to_owned(), data.display().to_string()]);
+        for setting in POSTGRES_SETTINGS {
+            server.args.extend(["-c".to_owned(), setting.to_owned()]);
+        }
+        server.start().await;
+        Self { server }
+    }
+
+    /// Makes a standby the primary, and waits until it is.
+    pub async fn promote(&self) {
+        let client = connect(&self.url("postgres")).await.expect("a standby accepts readers");
+        client.query("SELECT pg_promote(true, 30)", &[]).await.expect("it can be promoted");
+    }
+
     /// The one server of this test process, for tests that need only their own database and break nothing.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Postgres> = OnceCell::const_new();
@@ -496,7 +526,8 @@ fn server_in(folder: &Path, program: &Path, account: Option<Account>) -> Command
 /// leave shared memory behind if it was killed.
 fn run_tool(command: &mut Command, folder: &Path, account: Option<Account>) {
     settle(command, folder, account);
-    let status = command.stdout(Nest::get().pipe()).status().expect("an installed tool should start");
+    let status = command.stdout(Nest::get().pipe()).status();
+    let status = status.unwrap_or_else(|error| panic!("{}: {error}", command.get_program().display()));
     let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
     assert!(status.success(), "{} {status}:\n{log}", command.get_program().display());
 }
@@ -548,7 +579,8 @@ fn postgres_template() -> PathBuf {
 
 /// Debian keeps the server programs of each version out of `PATH`; whoever puts some there has chosen.
 fn postgres_folder() -> PathBuf {
-    if let Some(program) = find("initdb") {
+    // A link to it leads to where all the others are.
+    if let Some(program) = find("initdb").and_then(|program| program.canonicalize().ok()) {
         let folder = program.parent().expect("a program is in a folder").to_owned();
         if folder.join("postgres").exists() {
             return folder;

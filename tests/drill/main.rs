@@ -1,0 +1,47 @@
+//! The fault drill: three replicas on real servers, writers inside and outside, readers everywhere, and one fault after
+//! another. It knows when each version of each row was acknowledged, so it can tell of every read how old it was.
+//!
+//! `cargo test --test drill` runs a short one, `make drill` the long one. It fails if a guarantee was broken.
+
+#![allow(unreachable_pub, dead_code, reason = "modules of another binary too")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a drill that cannot go on says why and ends")]
+
+#[path = "../it/app.rs"]
+mod app;
+#[path = "../it/faults.rs"]
+mod faults;
+mod fleet;
+mod ledger;
+mod phases;
+#[path = "../it/servers.rs"]
+mod servers;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleet::Fleet;
+
+fn main() -> ExitCode {
+    // What `cargo test` passes on is about tests, and this is none: only `--seconds` is.
+    let mut args = std::env::args().skip_while(|arg| arg != "--seconds").skip(1);
+    let seconds: f64 = args.next().and_then(|number| number.parse().ok()).unwrap_or(1.5);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime should start");
+    let broken = runtime.block_on(async {
+        let fleet = Arc::new(Fleet::start().await);
+        let crowd = fleet.crowd();
+        phases::run(&fleet, Duration::from_secs_f64(seconds)).await;
+        crowd.disperse().await;
+        fleet.ledger.report()
+    });
+    if broken.is_empty() {
+        println!("\nno guarantee was broken");
+        return ExitCode::SUCCESS;
+    }
+    println!("\nBROKEN");
+    for line in broken {
+        println!("- {line}");
+    }
+    ExitCode::FAILURE
+}

@@ -1,0 +1,216 @@
+//! The faults, one after another, with a calm phase after each.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::faults::Proxy;
+use crate::fleet::{Fleet, REPLICAS, here};
+use crate::ledger::Expect::{Bounded, ReadYourWrites};
+use crate::servers::{Postgres, Redis};
+
+/// How long everything has to find back to normal after a fault; then calm begins.
+const RECOVERY: Duration = Duration::from_secs(3);
+
+async fn calm(fleet: &Fleet, unit: Duration, after: &str) {
+    fleet.ledger.begin(&format!("({after}: recovery)"), Bounded);
+    sleep(RECOVERY).await;
+    fleet.ledger.begin(&format!("({after}: calm again)"), ReadYourWrites);
+    sleep(unit).await;
+}
+
+/// Each fault lasts for a `unit` or a few.
+pub async fn run(fleet: &Fleet, unit: Duration) {
+    sleep(Duration::from_secs(2)).await;
+    fleet.ledger.begin("calm", ReadYourWrites);
+    sleep(unit * 2).await;
+    if std::env::var_os("ONLY_LAST").is_some() {
+        failover_of_the_cache(fleet, unit).await;
+        return failover_of_the_database(fleet, unit).await;
+    }
+    replicas(fleet, unit).await;
+    networks(fleet, unit).await;
+    cache(fleet, unit).await;
+    failover_of_the_cache(fleet, unit).await;
+    database(fleet, unit).await;
+    failover_of_the_database(fleet, unit).await;
+}
+
+async fn replicas(fleet: &Fleet, unit: Duration) {
+    fleet.ledger.begin("replicas killed (kill -9)", ReadYourWrites);
+    for replica in 0..REPLICAS {
+        sleep(unit / 3).await;
+        fleet.replace(replica).await;
+    }
+    sleep(unit / 3).await;
+    calm(fleet, unit, "replicas killed").await;
+
+    // Any of them may be filling, writing or running the rounds when it is stopped; each is once.
+    fleet.ledger.begin("replicas stopped (SIGSTOP) for a moment", ReadYourWrites);
+    for turn in 0..(REPLICAS * 3) {
+        let replica = turn % REPLICAS;
+        fleet.signal(replica, "STOP").await;
+        sleep(unit.mul_f64(0.1 + 0.2 * fastrand::f64())).await;
+        fleet.signal(replica, "CONT").await;
+        sleep(unit / 20).await;
+    }
+    calm(fleet, unit, "stopped for a moment").await;
+
+    fleet.ledger.begin("replicas stopped for longer than the promise", ReadYourWrites);
+    for replica in 0..REPLICAS {
+        fleet.signal(replica, "STOP").await;
+        sleep(unit.max(Duration::from_millis(1300))).await;
+        fleet.signal(replica, "CONT").await;
+        sleep(unit / 5).await;
+    }
+    calm(fleet, unit, "stopped for longer").await;
+}
+
+async fn networks(fleet: &Fleet, unit: Duration) {
+    let (cache, database) = (&fleet.to_cache, &fleet.to_database);
+    for (name, ways) in [
+        ("one replica cut off from the cache", &[cache][..]),
+        ("one replica cut off from the database", &[database]),
+        ("one replica cut off from both", &[cache, database]),
+    ] {
+        fleet.ledger.begin(name, Bounded);
+        for replica in 0..REPLICAS {
+            for ways in ways {
+                ways[replica].black_hole();
+            }
+            sleep(unit).await;
+            for ways in ways {
+                ways[replica].restore();
+            }
+            sleep(unit / 5).await;
+        }
+        calm(fleet, unit, name).await;
+    }
+}
+
+async fn cache(fleet: &Fleet, unit: Duration) {
+    fleet.ledger.begin("cache killed, back with what it had persisted", Bounded);
+    for _ in 0..3 {
+        sleep(unit / 2).await;
+        fleet.redis.lock().await.start_again().await;
+    }
+    sleep(unit / 2).await;
+    calm(fleet, unit, "cache killed").await;
+
+    fleet.ledger.begin("cache hung", Bounded);
+    fleet.redis.lock().await.pause();
+    sleep(unit * 2).await;
+    fleet.redis.lock().await.resume();
+    calm(fleet, unit, "cache hung").await;
+
+    for (name, fault, mend) in [
+        ("cache full", &["CONFIG", "SET", "maxmemory", "1"][..], &["CONFIG", "SET", "maxmemory", "0"][..]),
+        (
+            "cache read-only",
+            &["CONFIG", "SET", "min-replicas-to-write", "9"],
+            &["CONFIG", "SET", "min-replicas-to-write", "0"],
+        ),
+        ("cache flushed", &["FLUSHALL"], &["PING"]),
+    ] {
+        fleet.ledger.begin(name, Bounded);
+        tell(&*fleet.redis.lock().await, fault).await;
+        sleep(unit).await;
+        tell(&*fleet.redis.lock().await, mend).await;
+        calm(fleet, unit, name).await;
+    }
+}
+
+async fn tell(redis: &Redis, words: &[&str]) {
+    let mut cmd = redis::cmd(words[0]);
+    cmd.arg(&words[1..]);
+    let _: redis::Value = cmd.query_async(&mut redis.client().await).await.expect("it obeys");
+}
+
+/// The promoted one has missed writes; then the same with one replica of the service left behind at the old master.
+async fn failover_of_the_cache(fleet: &Fleet, unit: Duration) {
+    for (name, left_behind) in [
+        ("cache failed over, with writes lost", None),
+        ("cache split: one replica still talks to the old master", Some(0)),
+    ] {
+        let mut redis = fleet.redis.lock().await;
+        let link = Proxy::to(here(redis.port())).await;
+        let (host, port) = (link.addr().ip().to_string(), link.addr().port().to_string());
+        let next = Redis::start_with(&["--replicaof", &format!("{host} {port}")]).await;
+        let mut conn = next.client().await;
+        loop {
+            let info: String = redis::cmd("INFO").arg("replication").query_async(&mut conn).await.expect("it answers");
+            if info.contains("master_link_status:up") {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        sleep(unit / 2).await;
+        link.black_hole();
+        sleep(unit.min(Duration::from_secs(3))).await;
+        fleet.ledger.begin(name, Bounded);
+        tell(&next, &["REPLICAOF", "NO", "ONE"]).await;
+        for (replica, way) in fleet.to_cache.iter().enumerate() {
+            way.lead_to(here(next.port()));
+            if Some(replica) != left_behind {
+                way.cut();
+                way.restore();
+            }
+        }
+        if left_behind.is_some() {
+            sleep(unit).await;
+            fleet.to_cache.iter().for_each(|way| {
+                way.cut();
+                way.restore();
+            });
+        }
+        sleep(unit).await;
+        *redis = next;
+        drop(redis);
+        calm(fleet, unit, name).await;
+    }
+}
+
+async fn database(fleet: &Fleet, unit: Duration) {
+    fleet.ledger.begin("database crashed and restarted", Bounded);
+    for _ in 0..2 {
+        sleep(unit / 2).await;
+        fleet.postgres.lock().await.start_again().await;
+    }
+    sleep(unit / 2).await;
+    calm(fleet, unit, "database restarted").await;
+
+    fleet.ledger.begin("database down for longer than the promise", Bounded);
+    fleet.postgres.lock().await.kill().await;
+    sleep(unit.max(Duration::from_millis(1500))).await;
+    fleet.postgres.lock().await.start_again().await;
+    calm(fleet, unit, "database down").await;
+
+    fleet.ledger.begin("database slow (stopped half of the time)", Bounded);
+    for _ in 0..10 {
+        fleet.postgres.lock().await.pause();
+        sleep(unit / 10).await;
+        fleet.postgres.lock().await.resume();
+        sleep(unit / 10).await;
+    }
+    calm(fleet, unit, "database slow").await;
+}
+
+async fn failover_of_the_database(fleet: &Fleet, unit: Duration) {
+    let mut postgres = fleet.postgres.lock().await;
+    let link = Proxy::to(here(postgres.port())).await;
+    let standby = Postgres::standby(link.addr()).await;
+    sleep(unit).await;
+    link.black_hole();
+    // What is committed from now on will be lost.
+    sleep(unit.min(Duration::from_secs(2))).await;
+    fleet.ledger.begin("database failed over to its standby, with commits lost", Bounded);
+    postgres.kill().await;
+    fleet.ledger.forgive();
+    standby.promote().await;
+    fleet.set_primary(standby.port());
+    *postgres = standby;
+    drop(postgres);
+    fleet.overwrite().await;
+    sleep(unit).await;
+    calm(fleet, unit, "database failed over").await;
+}
