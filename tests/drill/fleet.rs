@@ -201,13 +201,13 @@ async fn reader(fleet: Arc<Fleet>, stop: Arc<AtomicBool>, number: usize) {
         let version = digits.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("no version in {body}"));
         let hit = body.ends_with("\"source\":\"cache\"}");
         let told = headers.get("cache-status").and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let marked = told.contains("unverified") || told.contains("fwd=stale");
         let read = Read {
             row,
             started,
             version,
             hit,
-            marked,
+            unverified: told.contains("unverified"),
+            stale: told.contains("fwd=stale") && hit,
             headers: &|| format!("replica {replica}, row {row}, version {version}: {told}"),
         };
         fleet.ledger.judge(phase, &read, written_by_api(row));

@@ -39,6 +39,7 @@ struct Phase {
     reads: u64,
     hits: u64,
     marked: u64,
+    stale: u64,
     errors: u64,
     writes: u64,
     /// Hits older than a write by the API that was acknowledged before, and the oldest of them.
@@ -59,7 +60,10 @@ pub struct Read<'a> {
     pub started: Instant,
     pub version: u64,
     pub hit: bool,
-    pub marked: bool,
+    /// Served although nobody knows how old it is: the database did not answer.
+    pub unverified: bool,
+    /// Past its TTL, for the same reason.
+    pub stale: bool,
     /// For the report.
     pub headers: &'a dyn Fn() -> String,
 }
@@ -137,13 +141,14 @@ impl Ledger {
         phase.reads += 1;
         phase.slowest = phase.slowest.max(took);
         phase.hits += u64::from(read.hit);
-        phase.marked += u64::from(read.marked);
+        phase.marked += u64::from(read.unverified);
+        phase.stale += u64::from(read.stale);
         let Some(age) = any else { return };
         let note = |score: &mut (u64, Duration), age: Duration| {
             score.0 += 1;
             score.1 = score.1.max(age);
         };
-        if read.marked {
+        if read.unverified || read.stale {
             return;
         }
         if !read.hit {
@@ -173,18 +178,19 @@ impl Ledger {
         let mut broken = Vec::new();
         let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
         println!(
-            "\n| phase | reads | hits | marked | errors | writes | behind own writes (oldest) | behind others (oldest) | \
-             slowest |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+            "\n| phase | reads | hits | unverified | past TTL | errors | writes | behind own writes (oldest) | behind others (oldest) | \
+             slowest |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
         );
         let (mut reads, mut hits) = (0, 0);
         for phase in phases.iter() {
             let aged = |(count, oldest): (u64, Duration)| format!("{count} ({:.0} ms)", milliseconds(oldest));
             println!(
-                "| {} | {} | {:.0} % | {} | {} | {} | {} | {} | {:.0} ms |",
+                "| {} | {} | {:.0} % | {} | {} | {} | {} | {} | {} | {:.0} ms |",
                 phase.name,
                 phase.reads,
                 percent(phase.hits, phase.reads),
                 phase.marked,
+                phase.stale,
                 phase.errors,
                 phase.writes,
                 aged(phase.behind_own),
