@@ -329,6 +329,13 @@ impl AnyCache {
         }
     }
 
+    /// Waits until there is a connection, for `patience` at most.
+    pub async fn connected(&self, patience: Duration) {
+        if let Self::Redis(cache) = self {
+            cache.connected(patience).await;
+        }
+    }
+
     /// Declares what will be cached and which changes concern it, and waits until that is known there, for `patience` at
     /// most: until then nothing is read from it.
     pub async fn declare(&self, mappings: HashMap<String, Mapping>, patience: Duration) {

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod check;
+mod invalidate;
 mod migrate;
 mod serve;
 
@@ -46,6 +47,8 @@ enum Command {
     },
     /// Install what tells the cache of changes in the database; safe to run again.
     Migrate(migrate::Options),
+    /// Drop entries from the cache: some rows of a resource, or all that it has.
+    Invalidate(invalidate::Options),
     /// Print the JSON Schema of the configuration file.
     Schema,
     /// Print a script that completes commands in a shell.
@@ -71,6 +74,7 @@ pub fn run() -> ExitCode {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(file, &env),
         Command::Check { offline } => check::run(file, &env, offline),
+        Command::Invalidate(options) => invalidate::run(file, &env, &options),
         Command::Migrate(options) => migrate::run(file, &env, &options),
         Command::Schema => {
             say(format_args!("{:#}", Config::json_schema()));

@@ -562,3 +562,31 @@ async fn the_tier_in_process_is_not_believed_when_its_node_can_not_be() {
         seen(&[&near], "/api/item/1", &format!(r#""v":{v}"#)).await;
     }
 }
+
+#[tokio::test]
+async fn a_person_can_drop_entries_from_outside() {
+    let world = World::new(SCHEMA).await;
+    let config = world.config(LOCAL);
+    let app = App::start(&config).await;
+    let paths = ["/api/item/1", "/api/item/2"];
+    let cached = async |app: &App, path: &str| app.get(path).await.header("cache-status").contains("; hit");
+    warm_locally(&[&app], &paths).await;
+    let done = command(&config, &["invalidate", "item", "1"]);
+    assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stdout).as_ref()), (Some(0), "dropped 1 of item\n"));
+    app.until("dropped", async |app| !cached(app, paths[0]).await).await;
+    assert!(cached(&app, paths[1]).await);
+    warm_locally(&[&app], &paths).await;
+    assert!(command(&config, &["invalidate", "item"]).status.success());
+    app.until("dropped", async |app| !cached(app, paths[1]).await).await;
+    for (wrong, words) in [
+        (&["invalidate", "itme"][..], "did you mean \"item\""),
+        (&["invalidate", "item", "x"], "expected a whole number"),
+    ] {
+        let refused = command(&config, wrong);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(words), "{refused:?}");
+    }
+    let in_process = command(&config.replace(&world.redis_url, "memory:"), &["invalidate", "item"]);
+    assert_eq!(in_process.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&in_process.stderr).contains("in the service's own process"));
+}

@@ -71,6 +71,11 @@ impl RedisCache {
         self.shared.declare(mappings);
     }
 
+    /// Waits until this handle's lane has a connection, for `patience` at most.
+    pub async fn connected(&self, patience: Duration) {
+        self.lane.turned(patience, |lane| lane.live.load().is_some()).await;
+    }
+
     /// Waits until this handle's lane is trusted, for `patience` at most.
     pub async fn settled(&self, patience: Duration) {
         let away = |lane: &Lane| !lane.untried() && lane.live.load().is_none();
