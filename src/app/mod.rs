@@ -84,6 +84,8 @@ impl App {
         let limits = Limits {
             max_entry: config.cache.max_entry,
             wait: config.database.statement_timeout + Duration::from_millis(500),
+            audit_ratio: config.telemetry.audit_ratio,
+            max_staleness: config.invalidation.max_staleness,
             hold: config.database.statement_timeout + Duration::from_secs(5),
         };
         let server = &config.server;

@@ -354,6 +354,13 @@ impl Fill {
 }
 
 impl<C, S: Store> Core<C, S> {
+    /// What an entry would be if it was filled now.
+    pub(super) async fn load_one(&self, target: &Target) -> Result<Fill, StoreError> {
+        let job = Job { target: target.clone(), pilot: None, ticket: None, stale: None, forward: Forward::Bypass };
+        let loaded = self.load(&[job]).await?;
+        loaded.first().map(|loaded| loaded.fill(target)).ok_or(StoreError::Busy)
+    }
+
     /// One statement for all jobs, in their order.
     async fn load(&self, jobs: &[Job]) -> Result<Vec<Loaded>, StoreError> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };

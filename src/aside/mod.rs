@@ -13,6 +13,7 @@
 //! This room knows two traits and a clock: no Redis, no SQL, no HTTP.
 
 mod answer;
+mod audit;
 mod fill;
 mod flight;
 mod invalidate;
@@ -45,7 +46,7 @@ const LOCK: Duration = Duration::from_millis(750);
 const DECLARED: Duration = Duration::from_secs(1);
 
 /// What bounds the work on one entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Larger entries are served and not cached, in bytes.
     pub max_entry: usize,
@@ -53,6 +54,10 @@ pub struct Limits {
     pub wait: Duration,
     /// How long a writer holds entries at most: longer than the database lets its transaction live.
     pub hold: Duration,
+    /// The share of hits that are compared with the database.
+    pub audit_ratio: f64,
+    /// How far behind the database a hit may be.
+    pub max_staleness: Duration,
 }
 
 /// Reads and writes through a cache. Clones share everything.
@@ -81,6 +86,7 @@ struct Core<C, S> {
     /// Writes under way: a commit whose invalidation was not sent yet must not be left behind.
     writes: TaskTracker,
     warnings: Throttle,
+    audit: audit::Audit,
     /// Which changes concern what is served.
     mappings: ArcSwap<Vec<Mapping>>,
 }
@@ -99,6 +105,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
             runtime: Handle::current(),
             writes: TaskTracker::new(),
             warnings: Throttle::default(),
+            audit: audit::Audit::new(limits.audit_ratio, limits.max_staleness),
             mappings: ArcSwap::default(),
         };
         Self { core: Arc::new(core), cache }

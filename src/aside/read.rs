@@ -54,6 +54,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
             if matches!(path, Path::Lookup | Path::Again) {
                 match self.core.asked("get", self.cache.read(target.place())).await {
                     Ok(Lookup::Fresh(entry)) => {
+                        self.core.audit_hit(target);
                         let status = Status::hit(looked.elapsed());
                         return Ok(Answer { entry, status });
                     }

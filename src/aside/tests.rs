@@ -106,7 +106,13 @@ impl Heart {
         let bound = catalog::bind("item", &declared, &Defaults::default(), "", table);
         let (resource, _) = bound.expect("it fits");
         let script = Script::default();
-        let limits = Limits { max_entry, wait: Duration::from_secs(5), hold: Duration::from_secs(5) };
+        let limits = Limits {
+            max_entry,
+            wait: Duration::from_secs(5),
+            hold: Duration::from_secs(5),
+            audit_ratio: 0.0,
+            max_staleness: Duration::from_secs(1),
+        };
         let metrics = Arc::new(Metrics::new().expect("names are unique"));
         let aside = Aside::new(MemoryCache::new(1 << 20, 1 << 10, None), script.clone(), limits, metrics);
         Self { aside, script, resource: Arc::new(resource) }

@@ -70,6 +70,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
         match outcome {
             Ok(written) => {
                 let invalidation_pending = !self.forget(resource, asked, &written, hold.owner).await;
+                self.audit_write(&resource.row_of(written.key.clone()));
                 Ok(Wrote { written, invalidation_pending })
             }
             // Whatever it holds only time gives up: nobody knows when the change will be visible.

@@ -11,7 +11,6 @@ impl Config {
             (wal, "invalidation.mode wal is not built yet: the outbox with its triggers is used"),
             (self.database.replica_url.is_some(), "database.replica_url is not built yet: fills read the primary"),
             (!self.telemetry.otlp_endpoint.is_empty(), "telemetry.otlp_endpoint is not built yet: no traces are sent"),
-            (self.telemetry.audit_ratio > 0.0, "telemetry.audit_ratio is not built yet: no hit is compared"),
             (!self.queries.is_empty(), "queries are not built yet: they are not served"),
             (
                 self.access.adhoc_queries != AccessLevel::Off,

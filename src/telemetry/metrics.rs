@@ -154,6 +154,7 @@ pub struct Metrics {
     outbox_rows: IntGauge,
     staleness: GaugeVec,
     untrusted: CounterVec,
+    consistency_checks: IntCounterVec,
     /// `cache_aside_capture_complete{resource}`
     pub capture: IntGaugeVec,
     hit_ratio: GaugeVec,
@@ -256,6 +257,12 @@ impl Metrics {
                     ),
                     &["node"],
                 )?,
+            )?,
+            consistency_checks: counters(
+                &registry,
+                "cache_aside_consistency_checks_total",
+                "Entries that the auditor compared with the database; stale ones are a broken promise",
+                &["resource", "result"],
             )?,
             capture: register(
                 &registry,
@@ -425,6 +432,11 @@ impl Metrics {
     pub fn store_query(&self, resource: &str, operation: &str, took: Duration) {
         self.store_queries.with_label_values(&[resource, operation]).inc();
         self.store_durations.with_label_values(&[resource, operation]).observe(took.as_secs_f64());
+    }
+
+    /// Counts an entry that was compared with the database.
+    pub fn consistency_check(&self, resource: &str, result: &str) {
+        self.consistency_checks.with_label_values(&[resource, result]).inc();
     }
 
     /// Counts entries that a round invalidated.

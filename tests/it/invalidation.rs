@@ -590,3 +590,22 @@ async fn a_person_can_drop_entries_from_outside() {
     assert_eq!(in_process.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&in_process.stderr).contains("in the service's own process"));
 }
+
+#[tokio::test]
+async fn the_auditor_tells_equal_from_stale() {
+    let world = World::new(SCHEMA).await;
+    let rest = format!("{RESOURCES}telemetry: {{ audit_ratio: 1 }}\ninvalidation: {{ max_staleness: 300ms }}\n");
+    let app = world.app(&rest).await;
+    warm(&[&app], &["/api/item/1"]).await;
+    let checks = "cache_aside_consistency_checks_total{resource=\"item\",result=";
+    app.until("audited", async |app| app.metric(&format!("{checks}\"equal\"")).await > 0).await;
+    assert_eq!(app.metric(&format!("{checks}\"stale\"")).await, 0);
+    // A change that no trigger sees: what is promised nobody, the auditor finds.
+    world.sql("SET session_replication_role = replica; UPDATE item SET v = 9 WHERE id = 1").await;
+    let found = async |app: &App| {
+        app.get("/api/item/1").await;
+        app.metric(&format!("{checks}\"stale\"")).await > 0
+    };
+    app.until("found", found).await;
+    assert!(app.log().contains("the cache holds what the database does not"));
+}

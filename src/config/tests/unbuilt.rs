@@ -14,7 +14,6 @@ fn each_setting_without_effect_has_its_sentence() {
     for (more, key) in [
         ("invalidation: { mode: wal }\n", "invalidation.mode wal "),
         ("telemetry: { otlp_endpoint: 'http://c:4318' }\n", "telemetry.otlp_endpoint "),
-        ("telemetry: { audit_ratio: 0.5 }\n", "telemetry.audit_ratio "),
         ("queries: { q: { sql: SELECT 1 } }\n", "queries "),
         ("access: { adhoc_queries: token }\n", "access.adhoc_queries "),
     ] {
