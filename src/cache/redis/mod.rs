@@ -345,7 +345,7 @@ impl RedisCache {
         let mut tickets = Vec::with_capacity(places.len());
         for place in places {
             let ticket = Self::ticket(live, place, groups)?;
-            let pending = entry::pending(place.key, ticket.fence, ticket.tag);
+            let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock)));
             tickets.push(ticket);
         }
@@ -360,7 +360,7 @@ impl RedisCache {
 
     fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Ticket, CacheError> {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
-        Ok(Ticket { fence, tag: Self::tag(live, place, groups) })
+        Ok(Ticket { fence, tag: Self::tag(live, place, groups), connection: live.number })
     }
 }
 
@@ -462,7 +462,7 @@ impl Cache for RedisCache {
         let mut tickets = Vec::with_capacity(places.len());
         for place in places {
             let ticket = Self::ticket(&live, place, &groups)?;
-            let pending = entry::pending(place.key, ticket.fence, ticket.tag);
+            let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
             tickets.push(ticket);
         }
@@ -507,6 +507,11 @@ impl Cache for RedisCache {
         let live = self.live().await?;
         let deadlines = live.deadlines();
         let now = live.cache_now();
+        if fills.iter().any(|(_, ticket, _)| ticket.connection != live.number) {
+            // Another memory may be at the other end by now, whose past the fence has come back from: what is stored
+            // there proves nothing. The lock ends by itself.
+            return Ok(vec![Filled::Gone; fills.len()]);
+        }
         let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.control.load().origin));
         let mut pipe = Pipeline::with_capacity(fills.len());
         for (place, ticket, fill) in fills {
@@ -515,7 +520,7 @@ impl Cache for RedisCache {
                 pipe.add_command(self.shared.scripts.release(place.key, &ticket.fence.0));
                 continue;
             }
-            let value = entry::valid(place.key, ticket.tag, fill, now);
+            let value = entry::valid(place.key, ticket.tag, place.shape, fill, now);
             let life = millis(fill.ttl.saturating_add(fill.grace));
             pipe.add_command(self.shared.scripts.fill(place.key, &ticket.fence.0, &value, life));
         }

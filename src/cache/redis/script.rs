@@ -61,7 +61,7 @@ impl Scripts {
         cmd
     }
 
-    pub(super) fn round(&self, keys: [&str; 2], args: [&str; 4], fields: &[(String, String)]) -> Cmd {
+    pub(super) fn round(&self, keys: [&str; 2], args: [&str; 7], fields: &[(String, String)]) -> Cmd {
         let mut cmd = redis::cmd("EVALSHA");
         cmd.arg(self.round.get_hash()).arg(keys.len()).arg(&keys).arg(&args);
         for (name, value) in fields {

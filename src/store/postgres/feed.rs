@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::snapshot::Snapshot;
 use super::{PostgresStore, error};
-use crate::store::{Change, Owed, Since, StoreError};
+use crate::store::{Change, Owed, StoreError};
 
 /// Two index scans united; with OR the planner would read the whole table. The limit is one past what is delivered row
 /// by row.
@@ -44,14 +44,6 @@ const REST: &str = "
 pub(super) const OWN: &str = "
     SELECT relation, image::text, 0::float8 FROM cache_aside.outbox WHERE xid = pg_current_xact_id_if_assigned()";
 
-/// Which database this is, and which of its lives: another one after a restore or a failover. Empty where it only follows
-/// another.
-pub(super) const ORIGIN: &str = "
-    CASE WHEN pg_is_in_recovery() THEN '' ELSE
-      (SELECT system_identifier FROM pg_control_system()) || ':' ||
-      substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':' ||
-      (SELECT oid FROM pg_database WHERE datname = current_database()) END";
-
 /// Past so many changes of one table since the last round, all of its entries are dropped at once.
 const MOST: i64 = 10_000;
 
@@ -74,14 +66,13 @@ struct Open {
 
 impl Open {
     async fn new(store: &PostgresStore) -> Result<Self, StoreError> {
-        let client = store.inner.connector.open().await.map_err(|failed| super::unreachable(&failed))?;
+        let (client, origin) =
+            store.inner.connector.open_known().await.map_err(|failed| super::unreachable(&failed))?;
         let prepare = async {
             client.batch_execute(SETUP).await?;
-            let rows = client.query_typed(&format!("SELECT {ORIGIN}"), &[]).await?;
-            let origin = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
-            Ok((client.prepare(OWED).await?, origin.unwrap_or_default()))
+            client.prepare(OWED).await
         };
-        let (owed, origin) = prepare.await.map_err(error)?;
+        let owed = prepare.await.map_err(error)?;
         Ok(Self { client, owed, origin })
     }
 }
@@ -99,12 +90,18 @@ impl Feed {
         Self { store, open: Mutex::default(), patience }
     }
 
+    /// Which database the service's last connection found.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        self.store.inner.connector.found()
+    }
+
     /// What changed since a point in the database's history, and where that leads.
     ///
     /// # Errors
     ///
     /// [`StoreError`]: nothing is known then.
-    pub async fn owed(&self, since: Option<&Since>) -> Result<Owed, StoreError> {
+    pub async fn owed(&self, since: Option<&str>) -> Result<Owed, StoreError> {
         let mut place = self.open.lock().await;
         let kept = place.take().filter(|open| !open.client.is_closed());
         let fresh = kept.is_none();
@@ -113,10 +110,7 @@ impl Feed {
                 Some(open) => open,
                 None => Open::new(&self.store).await?,
             };
-            // A database that crashed may use the ids of lost transactions again: over a new connection, count from a
-            // point that was surely on disk.
-            let point = since.map(|since| if fresh { since.older.as_str() } else { since.point.as_str() });
-            let owed = ask(&open, point).await.map_err(error)?;
+            let owed = ask(&open, since).await.map_err(error)?;
             Ok::<_, StoreError>((open, owed))
         };
         // A new connection costs several round trips.

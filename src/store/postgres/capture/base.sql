@@ -37,6 +37,35 @@ CREATE TABLE IF NOT EXISTS cache_aside.marks (
   snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot()
 );
 
+-- Emptied when the server comes back from a crash, which may have taken back commits that others have seen
+-- (synchronous_commit = off), and gives their ids to others.
+CREATE UNLOGGED TABLE IF NOT EXISTS cache_aside.life (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  id uuid NOT NULL DEFAULT gen_random_uuid()
+);
+
+-- Which database this is, and which of its lives: system, timeline, database, life. Empty on a server that only follows.
+CREATE OR REPLACE FUNCTION cache_aside.origin() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $origin$
+DECLARE
+  life uuid;
+BEGIN
+  IF pg_is_in_recovery() THEN
+    RETURN '';
+  END IF;
+  SELECT l.id INTO life FROM cache_aside.life l;
+  IF life IS NULL THEN
+    INSERT INTO cache_aside.life DEFAULT VALUES ON CONFLICT DO NOTHING;
+    SELECT l.id INTO life FROM cache_aside.life l;
+  END IF;
+  RETURN (SELECT c.system_identifier FROM pg_control_system() c)
+    || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    || ':' || (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    || ':' || life;
+END
+$origin$;
+REVOKE ALL ON FUNCTION cache_aside.origin() FROM PUBLIC;
+
 -- Drops what everybody who was there within ten minutes has seen; what has piled up past a million rows, sooner.
 -- Answers how many rows it dropped: as many as `most` means that there may be more. Anyone may call it at any time; one at
 -- a time works, the others go on.

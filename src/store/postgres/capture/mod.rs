@@ -147,7 +147,10 @@ impl PostgresStore {
         let found = async {
             let found = find(&checked.client, wanted, true).await?;
             // What a round and a write will ask for: without the right to it, nothing would ever be delivered.
-            checked.client.query_typed("SELECT xid, image FROM cache_aside.outbox LIMIT 0", &[]).await?;
+            checked
+                .client
+                .query_typed("SELECT xid, image, cache_aside.origin() FROM cache_aside.outbox LIMIT 0", &[])
+                .await?;
             Ok::<_, Error>(found)
         };
         match found.await {

@@ -35,7 +35,7 @@ pub(super) fn grant(role: &str) -> String {
     format!(
         "GRANT USAGE ON SCHEMA cache_aside TO {role};\n\
          GRANT SELECT ON cache_aside.about, cache_aside.captures, cache_aside.outbox TO {role};\n\
-         GRANT EXECUTE ON FUNCTION cache_aside.sweep(integer) TO {role};\n"
+         GRANT EXECUTE ON FUNCTION cache_aside.sweep(integer), cache_aside.origin() TO {role};\n"
     )
 }
 
