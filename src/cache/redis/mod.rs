@@ -340,6 +340,7 @@ impl RedisCache {
         places: &[Place<'_>],
         groups: &[u64],
         lock: Duration,
+        verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -354,7 +355,7 @@ impl RedisCache {
             .iter()
             .zip(tickets)
             .zip(replies)
-            .map(|((place, ticket), reply)| verdict(place, ticket, reply, live.cache_now()))
+            .map(|((place, ticket), reply)| verdict(place, ticket, reply, live.cache_now(), verified))
             .collect()
     }
 
@@ -365,7 +366,7 @@ impl RedisCache {
 }
 
 /// Reads the answer of the lease script.
-fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64) -> Result<Lease, CacheError> {
+fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64, verified: bool) -> Result<Lease, CacheError> {
     let Value::Array(parts) = reply else { return Err(CacheError::Refused) };
     let mut parts = parts.into_iter();
     let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
@@ -374,7 +375,7 @@ fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64) -> Result<
         _ => None,
     };
     let held: Option<Entry> = match held {
-        Some(Held::Valid { entry, .. }) => Some(entry),
+        Some(Held::Valid { entry, .. }) => Some(Entry { verified, ..entry }),
         _ => None,
     };
     match (word.as_slice(), held) {
@@ -454,7 +455,7 @@ impl Cache for RedisCache {
         let verified = self.usable(deadlines, first)?;
         let groups = self.groups(&live, first).await?;
         if !live.set_nx_get {
-            let leases = self.lease_by_script(&live, places, &groups, lock).await?;
+            let leases = self.lease_by_script(&live, places, &groups, lock, verified).await?;
             self.verified(deadlines)?;
             return Ok(leases);
         }
@@ -485,7 +486,7 @@ impl Cache for RedisCache {
         }
         if !unsettled.is_empty() {
             let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(&live, &places, &groups, lock).await?;
+            let settled = self.lease_by_script(&live, &places, &groups, lock, verified).await?;
             for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
