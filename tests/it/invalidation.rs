@@ -191,11 +191,15 @@ async fn without_capture_nothing_is_cached_and_it_is_noticed_when_it_comes_and_g
     assert_eq!(app.metric("cache_aside_capture_complete{resource=\"item\"}").await, 0);
     assert!(app.log().contains("\"level\":\"WARN\"") && app.log().contains("served past the cache"));
     let check = command(&config, &["check"]);
-    assert!(String::from_utf8_lossy(&check.stdout).contains("migrate"), "{check:?}");
+    assert!(String::from_utf8_lossy(&check.stdout).contains("run cache-aside migrate"), "{check:?}");
+    assert_eq!(check.status.code(), Some(1), "it serves, but does not cache");
 
     crate::app::migrate(&config);
     warm(&[&app], &["/api/item/1", "/api/item/2"]).await;
     assert_eq!(app.metric("cache_aside_capture_complete{resource=\"item\"}").await, 1);
+    let check = command(&config, &["check"]);
+    assert!(String::from_utf8_lossy(&check.stdout).contains("changes by anybody are captured"), "{check:?}");
+    assert_eq!(check.status.code(), Some(0));
     assert!(command(&config, &["migrate", "--uninstall"]).status.success());
     world.sql("UPDATE item SET v = 1 WHERE id = 1").await;
     seen(&[&app], "/api/item/1", r#""v":1"#).await;
