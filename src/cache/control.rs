@@ -48,6 +48,8 @@ pub struct Control {
     pub batch: u64,
     /// Who is concerned by which changes, by fingerprint.
     pub mappings: HashMap<String, Mapping>,
+    /// Another version of this service caches here in a way that this one can't keep current.
+    pub is_newer: bool,
     pub(super) generations: HashMap<String, u64>,
 }
 
@@ -96,10 +98,11 @@ impl Control {
                     if let Some(resource) = other.strip_prefix("g:") {
                         let generation = number();
                         control.set_generation(resource, generation);
-                    } else if let Some(fingerprint) = other.strip_prefix("map:")
-                        && let Some(mapping) = Mapping::from_json(&value)
-                    {
-                        control.mappings.insert(fingerprint.to_owned(), mapping);
+                    } else if let Some(fingerprint) = other.strip_prefix("map:") {
+                        match Mapping::from_json(&value) {
+                            Some(mapping) => drop(control.mappings.insert(fingerprint.to_owned(), mapping)),
+                            None => control.is_newer = true,
+                        }
                     }
                 }
             }

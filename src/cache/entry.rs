@@ -5,7 +5,7 @@
 //!      0    2  magic "C\x02": another format version is another entry
 //!      2    1  state: P pending, V valid, H held by a writer
 //!      3    1  flags: 1 not found, 2 truncated list
-//!      4   16  fence: of the fill (P) or of the refresh (V) under way, or the holder (H); zero: none
+//!      4   16  fence: of the fill (P) or of the refresh (V) under way; zero: none
 //!     20    8  tag: format version, shape, epoch and generation
 //!     28    8  check: a fingerprint of the cache key, so that no reply can pass for another key's
 //!     36    8  soft_expires, milliseconds of the cache's clock
@@ -13,7 +13,7 @@
 //!     52    8  refresh_until, milliseconds of the cache's clock: until then the refresh is taken
 //!     60   16  etag
 //!     76    4  shape: the half of its fingerprint that tells a rolling update from a purge
-//!     80    …  payload
+//!     80    …  payload; of a held entry, 16 bytes for each holder
 //! ```
 //!
 //! Integers are little endian. The scripts know these offsets too.
@@ -177,10 +177,22 @@ pub fn pending(key: &str, fence: Fence, tag: u64, shape: u64) -> Vec<u8> {
     empty(b'P', key, fence, tag, shape)
 }
 
-/// The value of an entry that a writer keeps empty.
+/// The value of an entry that writers keep empty: the payload names them.
 #[must_use]
-pub fn reserved(key: &str, owner: Fence) -> Vec<u8> {
-    empty(b'H', key, owner, 0, 0)
+pub fn reserved(key: &str, owners: &[Fence]) -> Vec<u8> {
+    let mut value = empty(b'H', key, Fence([0; 16]), 0, 0);
+    value.extend(owners.iter().flat_map(|owner| owner.0));
+    value
+}
+
+/// Who holds an entry; nobody where it is not held.
+#[must_use]
+pub fn holders(value: &[u8]) -> Vec<Fence> {
+    if value.get(..3) != Some(b"C\x02H") {
+        return Vec::new();
+    }
+    let (owners, _) = value.get(HEADER..).unwrap_or_default().as_chunks::<16>();
+    owners.iter().map(|owner| Fence(*owner)).collect()
 }
 
 fn empty(state: u8, key: &str, fence: Fence, tag: u64, shape: u64) -> Vec<u8> {

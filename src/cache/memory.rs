@@ -370,8 +370,14 @@ impl Cache for MemoryCache {
         for key in keys {
             let _step = self.stripe(key);
             let expires = self.now().saturating_add(millis(time));
-            let value = entry::reserved(key, owner).into();
-            self.inner.map.insert((*key).to_owned(), Slot { value, fence: owner, lock_ends: expires, expires });
+            let held = self.slot(key, self.now());
+            let mut owners = held.as_ref().map_or_else(Vec::new, |slot| entry::holders(&slot.value));
+            owners.retain(|other| *other != owner);
+            let others = held.filter(|_| !owners.is_empty()).map_or(0, |slot| slot.expires);
+            owners.push(owner);
+            let expires = expires.max(others);
+            let value = entry::reserved(key, &owners).into();
+            self.inner.map.insert((*key).to_owned(), Slot { value, fence: NOBODY, lock_ends: expires, expires });
         }
         Ok(())
     }
@@ -380,11 +386,16 @@ impl Cache for MemoryCache {
         for key in keys {
             let step = self.stripe(key);
             let slot = self.slot(key, self.now());
-            let spared = slot.is_some_and(|slot| is_reserved(&slot) && Some(slot.fence) != owner);
-            drop(step);
-            if !spared {
-                self.invalidate(&[key]).await?;
+            let mut owners = slot.as_ref().map_or_else(Vec::new, |slot| entry::holders(&slot.value));
+            owners.retain(|other| Some(*other) != owner);
+            match slot {
+                Some(slot) if !owners.is_empty() => {
+                    let value = entry::reserved(key, &owners).into();
+                    self.inner.map.insert((*key).to_owned(), Slot { value, ..slot });
+                }
+                _ => drop(self.inner.map.remove(*key)),
             }
+            drop(step);
         }
         Ok(())
     }

@@ -54,6 +54,9 @@ pub enum Trouble {
     /// At the cache.
     #[error("the cache can't be brought up to date: {0}")]
     Cache(#[from] CacheError),
+    /// A newer version must do it.
+    #[error("a newer version of this service uses the cache; it must keep it up to date")]
+    Newer,
     /// At the database.
     #[error("changes can't be read: {0}")]
     Store(#[from] StoreError),
@@ -121,6 +124,7 @@ impl Rounds {
                         tracing::warn!(error = %trouble, "a round failed; trying again");
                     }
                     let kind = match &trouble {
+                        Trouble::Newer => "newer",
                         Trouble::Cache(error) => error.kind(),
                         Trouble::Store(error) => error.kind(),
                     };
@@ -154,6 +158,9 @@ impl Rounds {
     }
 
     async fn round(&self, looked: &Looked) -> Result<bool, Trouble> {
+        if looked.control.is_newer {
+            return Err(Trouble::Newer);
+        }
         let owed = self.feed.owed(looked.control.since()).await;
         // Only silence is an outage; a "no" (no outbox, no right to it) is a reason to go past the cache.
         self.node.database_answers(!owed.as_ref().is_err_and(StoreError::is_outage));

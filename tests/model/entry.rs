@@ -37,8 +37,8 @@ pub enum Entry<V> {
         /// or renewed while nobody else took it: the fence counts, not the time.
         refresh: Option<(Fence, Millis)>,
     },
-    /// A writer is about to commit: nobody reads it, nobody fills it.
-    Held { owner: Fence, until: Millis },
+    /// Writers are about to commit: nobody reads it, nobody fills it.
+    Held { owners: Vec<Fence>, until: Millis },
 }
 
 /// What a node is told.
@@ -57,9 +57,9 @@ pub enum Command<V> {
     Release { fence: Fence },
     /// Destroy value and fence. A hold is no value: it stays.
     Invalidate,
-    /// Put a hold in place of whatever is there.
+    /// Put a hold in place of whatever is there, beside those of others.
     Hold { owner: Fence, life: Millis },
-    /// End a hold, and destroy whatever came after it, but for another's hold.
+    /// End a hold, and destroy whatever came after it, but for others' holds.
     ReleaseHold { owner: Fence },
     /// The node needs the room.
     Evict,
@@ -136,9 +136,25 @@ impl<V: Clone> Entry<V> {
             Command::Release { .. } => (entry, Answer::Refused),
             Command::Invalidate if matches!(entry, Self::Held { .. }) => (entry, Answer::Done),
             Command::Invalidate | Command::Evict => (Self::Absent, Answer::Done),
-            Command::Hold { owner, life } => (Self::Held { owner, until: now.saturating_add(life) }, Answer::Done),
+            Command::Hold { owner, life } => {
+                let (mut owners, others_end) = match entry {
+                    Self::Held { owners, until } => (owners, until),
+                    _ => (Vec::new(), 0),
+                };
+                if !owners.contains(&owner) {
+                    owners.push(owner);
+                }
+                (Self::Held { owners, until: others_end.max(now.saturating_add(life)) }, Answer::Done)
+            }
             Command::ReleaseHold { owner } => match entry {
-                Self::Held { owner: other, .. } if other != owner => (entry, Answer::Refused),
+                Self::Held { mut owners, until } => {
+                    owners.retain(|other| *other != owner);
+                    if owners.is_empty() {
+                        (Self::Absent, Answer::Done)
+                    } else {
+                        (Self::Held { owners, until }, Answer::Refused)
+                    }
+                }
                 _ => (Self::Absent, Answer::Done),
             },
         }

@@ -207,7 +207,7 @@ impl Model for Holds {
                 matches!(state.world.entry, Entry::Held { .. }) && state.readers.iter().any(past)
             }),
             Property::sometimes("a release finds another's hold", |_, state: &State| {
-                matches!(state.world.entry, Entry::Held { owner: held, .. } if held == owner(1))
+                matches!(&state.world.entry, Entry::Held { owners, .. } if owners.contains(&owner(1)))
                     && matches!(state.writers[0], Writer::Committed { .. })
             }),
         ]

@@ -117,6 +117,12 @@ impl Live {
         (taken > 0).then(|| self.cache_now().saturating_sub(taken))
     }
 
+    /// Nothing over this connection is of any use any more.
+    fn mistrust(&self) {
+        self.trust.store(0, Ordering::Release);
+        self.known.store(0, Ordering::Release);
+    }
+
     /// Which process of the server answers here.
     pub(super) fn run(&self) -> &str {
         &self.run
@@ -265,6 +271,11 @@ async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'stat
             Err(error) => {
                 strikes += 1;
                 tracing::debug!(cache = shared.address, %error, strikes, "a look at the cache failed");
+                if error.downcast_ref::<redis::RedisError>().is_none() {
+                    // It follows another one, which may hold anything.
+                    live.mistrust();
+                    return "it is no master, or its control key can't be kept";
+                }
                 let dead = error
                     .downcast_ref::<redis::RedisError>()
                     .is_some_and(|error| !error.is_timeout() && error.is_unrecoverable_error());

@@ -209,6 +209,19 @@ impl RedisCache {
         }
     }
 
+    /// What leases found is only as good as it is when it is used.
+    fn still(&self, mut leases: Vec<Lease>, deadlines: Deadlines, place: &Place<'_>) -> Result<Vec<Lease>, CacheError> {
+        let verified = self.usable(deadlines, place)?;
+        for lease in &mut leases {
+            if let Lease::Hit(entry) | Lease::Fill { stale: Some(entry), .. } | Lease::Wait { stale: Some(entry) } =
+                lease
+            {
+                entry.verified &= verified;
+            }
+        }
+        Ok(leases)
+    }
+
     /// The same for an entry that may be strict: then only what is known to be current is of any use.
     fn usable(&self, deadlines: Deadlines, place: &Place<'_>) -> Result<bool, CacheError> {
         let verified = self.verified(deadlines)?;
@@ -456,8 +469,7 @@ impl Cache for RedisCache {
         let groups = self.groups(&live, first).await?;
         if !live.set_nx_get {
             let leases = self.lease_by_script(&live, places, &groups, lock, verified).await?;
-            self.verified(deadlines)?;
-            return Ok(leases);
+            return self.still(leases, deadlines, first);
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -491,8 +503,7 @@ impl Cache for RedisCache {
                 leases[index] = lease;
             }
         }
-        self.verified(deadlines)?;
-        Ok(leases)
+        self.still(leases, deadlines, first)
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
@@ -574,14 +585,9 @@ impl Cache for RedisCache {
         }
         let mut pipe = Pipeline::with_capacity(keys.len());
         for key in keys {
-            pipe.cmd("SET").arg(*key).arg(entry::reserved(key, owner)).arg("PX").arg(millis(time));
+            pipe.add_command(self.shared.scripts.hold(key, &entry::reserved(key, &[owner]), millis(time)));
         }
-        let replies = self.ask_all(&live, &pipe).await?;
-        let refused = replies.iter().find_map(|reply| match reply {
-            Value::ServerError(error) => Some(error.code()),
-            _ => None,
-        });
-        refused.map_or(Ok(()), |code| Err(self.refused(code)))
+        self.scripts(&live, &pipe).await.map(drop)
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {

@@ -27,11 +27,18 @@ pub(super) struct Connector {
 
 /// Which database the last connection found, and since when connections find it.
 #[derive(Clone, Debug, Default)]
-struct Origin {
+pub(super) struct Origin {
     /// As the database says it; empty where it can't or won't.
     text: String,
-    fingerprint: u64,
+    pub(super) fingerprint: u64,
     since: Option<Instant>,
+}
+
+impl Origin {
+    /// Whether a connection that was made at `created` may lead elsewhere than those that were made later.
+    pub(super) fn is_former(&self, created: Instant) -> bool {
+        self.since.is_some_and(|since| created < since)
+    }
 }
 
 /// Asks whether the database can say which of its lives this is: only where changes are captured does anybody need to know.
@@ -71,19 +78,14 @@ impl Connector {
         &self.runtime
     }
 
-    /// What connections are connected to; zero where that is not known.
-    pub(super) fn fingerprint(&self) -> u64 {
-        self.origin.load().fingerprint
+    /// What connections lead to now.
+    pub(super) fn origin(&self) -> Arc<Origin> {
+        self.origin.load_full()
     }
 
     /// The same in words: system, timeline, database, and life.
     pub(super) fn found(&self) -> String {
         self.origin.load().text.clone()
-    }
-
-    /// Whether a connection that was made at `created` may lead elsewhere than those that were made later.
-    pub(super) fn is_former(&self, created: Instant) -> bool {
-        self.origin.load().since.is_some_and(|since| created < since)
     }
 
     /// Asks the server to stop working on the client's statement, over a connection of its own.
@@ -123,7 +125,6 @@ impl Connect for Connector {
         let known = Arc::clone(&self.origin);
         // Wherever the request came from: a connection dies with the runtime that drives it, and workers end one by one.
         let connecting = async move {
-            let since = Instant::now();
             let (client, connection) = config.connect(tls).await?;
             let driver = tokio::spawn(async move {
                 if let Err(error) = connection.await {
@@ -137,7 +138,7 @@ impl Connect for Connector {
             let fingerprint = store::origin(&text);
             if known.load().fingerprint != fingerprint {
                 // Whatever was connected before is another database, or may be.
-                known.store(Arc::new(Origin { text, fingerprint, since: Some(since) }));
+                known.store(Arc::new(Origin { text, fingerprint, since: Some(Instant::now()) }));
             }
             Ok((client, driver))
         };

@@ -28,6 +28,11 @@ const OWED: &str = "
 const SETUP: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET plan_cache_mode = force_generic_plan; \
                      SET jit = off";
 
+/// How much is owed, up to a limit.
+const AMOUNT: &str = "
+    SELECT count(*) FROM (SELECT FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
+                          UNION ALL SELECT FROM cache_aside.outbox WHERE xid >= $2::text::xid8 LIMIT $3) x";
+
 /// Which tables owe too much to be told row by row.
 const CROWDED: &str = "
     SELECT relation FROM (SELECT relation FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
@@ -46,6 +51,9 @@ pub(super) const OWN: &str = "
 
 /// Past so many changes of one table since the last round, all of its entries are dropped at once.
 const MOST: i64 = 10_000;
+
+/// Past so many changes in all, everything is dropped at once.
+const TOO_MUCH: i64 = 100_000;
 
 /// Rows that one sweep drops at most.
 const SWEPT: i32 = 20_000;
@@ -171,7 +179,15 @@ async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::E
         owed.origin = if follows { String::new() } else { open.origin.clone() };
         let horizon: Option<String> = first.try_get(1)?;
         let horizon = horizon.as_deref().and_then(Snapshot::parse);
-        owed.complete = since.zip(horizon).is_some_and(|(since, horizon)| since.contains(&horizon));
+        let now = Snapshot::parse(&owed.point);
+        // A database that shows less than it did was restored.
+        owed.complete = since
+            .as_ref()
+            .zip(horizon.zip(now))
+            .is_some_and(|(since, (horizon, now))| since.contains(&horizon) && now.contains(since));
+    }
+    if !owed.complete {
+        return Ok(owed);
     }
     if i64::try_from(rows.len()).unwrap_or(i64::MAX) <= MOST {
         for row in &rows {
@@ -181,7 +197,15 @@ async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::E
         }
         return Ok(owed);
     }
-    // Later statements see more, never less: what they tell covers the point that the first one gave.
+    // Too much to be told: everything begins anew.
+    let limit = TOO_MUCH + 1;
+    let params: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&under_way, Type::TEXT_ARRAY), (&next, Type::TEXT), (&limit, Type::INT8)];
+    let rows = open.client.query_typed(AMOUNT, &params).await?;
+    if rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0))? > TOO_MUCH {
+        owed.complete = false;
+        return Ok(owed);
+    }
     let params: [(&(dyn ToSql + Sync), Type); 3] =
         [(&under_way, Type::TEXT_ARRAY), (&next, Type::TEXT), (&MOST, Type::INT8)];
     let mut crowded = Vec::new();
@@ -195,6 +219,11 @@ async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::E
     for row in open.client.query_typed(REST, &params).await? {
         owed.changes.push(change(&row, 0)?);
     }
+    // The later statements see what was committed meanwhile, and lack what was swept meanwhile.
+    let rows = open.client.query_typed("SELECT horizon::text FROM cache_aside.about", &[]).await?;
+    let horizon: Option<String> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
+    let horizon = horizon.as_deref().and_then(Snapshot::parse);
+    owed.complete = since.zip(horizon).is_some_and(|(since, horizon)| since.contains(&horizon));
     Ok(owed)
 }
 

@@ -64,6 +64,8 @@ impl std::fmt::Debug for PostgresStore {
 /// A connection out of the pool, with the right to be on it.
 struct Checked<'a> {
     client: Object,
+    /// A fingerprint of the database that it leads to.
+    origin: u64,
     _permit: SemaphorePermit<'a>,
 }
 
@@ -139,8 +141,10 @@ impl PostgresStore {
                 Ok(Err(other)) => return Err(StoreError::Unavailable(other.to_string())),
                 Err(_) => return Err(StoreError::Unavailable("connecting took too long".into())),
             };
-            if !inner.connector.is_former(Object::metrics(&client).created) {
-                return Ok(Checked { client, _permit: permit });
+            // Loaded once: a later one is not this connection's.
+            let origin = inner.connector.origin();
+            if !origin.is_former(Object::metrics(&client).created) {
+                return Ok(Checked { client, origin: origin.fingerprint, _permit: permit });
             }
             // It may lead to a database that is the primary no more.
             drop(Object::take(client));
@@ -156,7 +160,7 @@ impl PostgresStore {
         let mut retried = false;
         loop {
             let checked = self.checkout().await?;
-            let origin = self.inner.connector.fingerprint();
+            let origin = checked.origin;
             let run = async {
                 let statement = checked.client.prepare_cached(sql).await?;
                 checked.client.query(&statement, params).await
