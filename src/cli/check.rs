@@ -67,6 +67,16 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
             AnyStore::Sqlite(_) => String::new(),
         };
         Findings::ok(format!("database: {} {version} answers", store.engine()).replace("  ", " ").as_str());
+        if let AnyStore::Postgres(store) = &store {
+            match store.decoding().await {
+                Ok(all) => all.into_iter().for_each(|said| match said {
+                    Ok(words) => Findings::ok(&format!("database: {words}")),
+                    Err(problem) if problem.fatal => findings.error(&format!("database: {}", problem.text)),
+                    Err(problem) => Findings::warning(&format!("database: {}", problem.text)),
+                }),
+                Err(error) => findings.error(&format!("database: {error}")),
+            }
+        }
         for (name, state) in look(&store, config).await.0.resources {
             let (served, problems) = match state {
                 State::Ready(resource, problems) => {

@@ -128,6 +128,23 @@ impl PostgresStore {
         version.ok_or_else(|| StoreError::Refused("no version".into()))
     }
 
+    /// What an operator should know of how the log is decoded.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where it can't be asked.
+    pub async fn decoding(&self) -> Result<Vec<Result<String, Problem>>, StoreError> {
+        if !self.inner.decodes {
+            return Ok(Vec::new());
+        }
+        let checked = self.checkout().await?;
+        match wal::state(&checked.client).await {
+            // The resources say so.
+            Err(failed) if capture::absent(&failed).is_some() => Ok(Vec::new()),
+            other => other.map_err(error),
+        }
+    }
+
     /// A connection, after a wait in a queue that is bounded in length and time.
     async fn checkout(&self) -> Result<Checked<'_>, StoreError> {
         let inner = &*self.inner;
