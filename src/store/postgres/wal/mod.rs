@@ -149,7 +149,8 @@ pub(super) async fn state(client: &Client) -> Result<Vec<Result<String, Problem>
         _ => "there is no replication slot: the first service that runs makes one".into(),
     }));
     if row.try_get::<_, Option<bool>>(4)?.unwrap_or_default() {
-        let words = "max_slot_wal_keep_size is not set: without a running service the log fills the server's disk; set it";
+        let words =
+            "max_slot_wal_keep_size is not set: without a running service the log fills the server's disk; set it";
         said.push(Err(Problem::warning(words)));
     }
     Ok(said)
