@@ -24,10 +24,14 @@ const OWED: &str = "
                      UNION ALL SELECT relation, image, at FROM cache_aside.outbox WHERE xid >= $2::text::xid8) x
                LIMIT $3) o ON true";
 
-/// A moment: what is visible, and a position in the log behind everything that made it so.
+/// A moment: what is visible, a position in the log behind everything that made it so, and whether the log is decoded as
+/// far as that already. Who only follows has no such position.
 const MOMENT: &str = "
-    SELECT pg_current_snapshot()::text,
-           CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn()::text END";
+    WITH moment AS MATERIALIZED (
+      SELECT pg_current_snapshot()::text AS snapshot,
+             CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn() END AS position)
+    SELECT m.snapshot, m.position::text, coalesce(s.confirmed_flush_lsn >= m.position, m.position IS NULL)
+    FROM moment m CROSS JOIN cache_aside.about a LEFT JOIN pg_replication_slots s ON s.slot_name = a.slot";
 
 /// One plan for all rounds, over the index whatever the statistics say: they are always behind in a table like this.
 const SETUP: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET plan_cache_mode = force_generic_plan; \
@@ -77,6 +81,8 @@ pub struct Feed {
 struct Open {
     client: Client,
     owed: Statement,
+    /// Asked first where the log is decoded.
+    moment: Option<Statement>,
     /// Which database this is. A connection that was made to a primary stays with it.
     origin: String,
 }
@@ -87,10 +93,11 @@ impl Open {
             store.inner.connector.open_known().await.map_err(|failed| super::unreachable(&failed))?;
         let prepare = async {
             client.batch_execute(SETUP).await?;
-            client.prepare(OWED).await
+            let moment = if store.inner.decodes { Some(client.prepare(MOMENT).await?) } else { None };
+            Ok((client.prepare(OWED).await?, moment))
         };
-        let owed = prepare.await.map_err(error)?;
-        Ok(Self { client, owed, origin })
+        let (owed, moment) = prepare.await.map_err(error)?;
+        Ok(Self { client, owed, moment, origin })
     }
 }
 
@@ -127,7 +134,10 @@ impl Feed {
                 Some(open) => open,
                 None => Open::new(&self.store).await?,
             };
-            let moment = if self.store.inner.decodes { Some(self.moment(&open).await?) } else { None };
+            let moment = match &open.moment {
+                Some(moment) => Some(self.moment(&open.client, moment).await?),
+                None => None,
+            };
             let owed = ask(&open, since, moment).await.map_err(error)?;
             Ok::<_, StoreError>((open, owed))
         };
@@ -146,14 +156,13 @@ impl Feed {
     }
 
     /// A moment whose past is all in the outbox.
-    async fn moment(&self, open: &Open) -> Result<String, StoreError> {
-        let rows = open.client.query_typed(MOMENT, &[]).await.map_err(error)?;
+    async fn moment(&self, client: &Client, moment: &Statement) -> Result<String, StoreError> {
+        let rows = client.query(moment, &[]).await.map_err(error)?;
         let row = rows.first().ok_or_else(|| StoreError::Refused("it does not say what is visible".into()))?;
-        let (point, position): (String, Option<String>) =
-            (row.try_get(0).map_err(error)?, row.try_get(1).map_err(error)?);
-        // Who only follows is found out by the question for what is owed.
-        if let Some(position) = position
-            && !wal::passed(&open.client, &position, self.patience / 2).await.map_err(error)?
+        let read = || Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
+        let (point, position, told): (String, Option<String>, bool) = read().map_err(error)?;
+        if let Some(position) = position.filter(|_| !told)
+            && !wal::passed(client, &position, self.patience / 2).await.map_err(error)?
         {
             let words =
                 "the log is not decoded so far: does a service with invalidation.mode wal run that may replicate?";
