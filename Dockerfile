@@ -5,7 +5,6 @@
 ARG RUST_IMAGE=docker.io/library/rust:1.95.0-slim-bookworm
 
 FROM ${RUST_IMAGE} AS build
-SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /build
 
 # The dependencies alone, with empty sources: this layer lasts until Cargo.lock changes. Benches, tests and examples
@@ -26,7 +25,9 @@ RUN touch src/main.rs src/lib.rs \
 # The tree of the final image: the program, what the loader needs for it, certificates, and a name for the user.
 RUN mkdir -p /tree/etc /tree/usr/local/bin \
     && cp target/release/cache-aside /tree/usr/local/bin/ \
-    && ldd target/release/cache-aside | grep -oE '/[^ ]+' | xargs -I{} cp -L --parents {} /tree \
+    && ldd target/release/cache-aside > linked \
+    && grep -oE '/[^ ]+' linked > libraries \
+    && xargs -a libraries cp -L --parents -t /tree \
     && cp -L --parents /etc/ssl/certs/ca-certificates.crt /tree \
     && echo 'cache-aside:x:65532:65532::/:/sbin/nologin' > /tree/etc/passwd \
     && echo 'cache-aside:x:65532:' > /tree/etc/group
