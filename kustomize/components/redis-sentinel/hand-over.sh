@@ -2,7 +2,7 @@
 # Before a master stops, another takes over: nobody has to wait until the sentinels miss it.
 [ "$(redis-cli --raw role | head -n 1)" = master ] || exit 0
 for peer in 0 1 2; do
-  sentinel="cache-aside-redis-$peer.cache-aside-redis"
+  sentinel="cache-aside-sentinel-$peer.cache-aside-sentinel"
   answer=$(env -u REDISCLI_AUTH timeout 2 redis-cli -h "$sentinel" -p 26379 --raw sentinel failover cache-aside 2>/dev/null)
   [ "$answer" = OK ] && break
 done
