@@ -1,5 +1,5 @@
 # The recipes that people and continuous integration share.
-.PHONY: demo test lint servers bench drill manifests image
+.PHONY: demo test lint manifests rehearse image servers bench drill
 
 demo: ## Serve the demo: no configuration, no servers
 	cargo run --release
@@ -16,6 +16,9 @@ lint:
 manifests: ## Render and judge what a cluster gets: manifests, alerts, configuration, Dockerfile
 	cargo build --locked --quiet
 	tests/manifests/run.sh
+
+rehearse: ## Image, local overlay, Traefik, Prometheus and a roll under load, without a cluster (root, Debian)
+	tests/rehearsal/run.sh
 
 IMAGE ?= ghcr.io/cache-aside/cache-aside
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
