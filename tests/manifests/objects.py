@@ -46,6 +46,10 @@ class Objects:
             labels = {**labels, "cnpg.io/cluster": cluster["metadata"]["name"]}
             ports = {"postgresql": 5432, "status": 8000, "metrics": 9187}
             found.append(Pod(title(cluster), labels, {}, ports))
+        for ingress in self.of("Ingress"):
+            if "cert-manager.io/cluster-issuer" in ingress["metadata"].get("annotations", {}):
+                solver = {"acme.cert-manager.io/http01-solver": "true"}
+                found.append(Pod(f"Certificate/{ingress['metadata']['name']}", solver, {}, {"http": 8089}))
         return found
 
     def api(self) -> Pod | None:

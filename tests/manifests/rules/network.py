@@ -55,6 +55,8 @@ def flows(objects):
             wanted += [(pod, cache, port) for cache in by("cache") for port in cache.ports.values()]
         if "OTEL_EXPORTER_OTLP_ENDPOINT" in names:
             wanted += [(pod, COLLECTOR, 4318)]
+        if pod.owner.startswith("Certificate/"):
+            wanted += [(TRAEFIK, pod, port) for port in pod.ports.values()]
         if "sentinel" in pod.ports:
             wanted += [(pod, pod, port) for port in pod.ports.values()] + [(pod, DNS, 53)]
         if "cnpg.io/cluster" in pod.labels:
