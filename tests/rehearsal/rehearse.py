@@ -156,7 +156,10 @@ def route(objects, names):
 
 def get(path):
     """Through the ingress; status, headers and body."""
-    out = sh(*within("node", "curl", "-si", "-m", "5", "-H", "Host: cache-aside.local", f"http://{ADDRESSES['node']}{path}"))
+    url = f"http://{ADDRESSES['node']}{path}"
+    out = sh(*within("node", "curl", "-si", "-m", "5", "-H", "Host: cache-aside.local", url), check=False)
+    if not out:
+        return 0, "", ""
     head, _, body = out.partition("\r\n\r\n") if "\r\n\r\n" in out else out.partition("\n\n")
     return int(head.split()[1]), head.lower(), body
 
@@ -238,7 +241,8 @@ def rehearse(objects, tag, background):
     background.append(subprocess.Popen(
         within("node", programs.program("prometheus"), f"--config.file={WORK / 'prometheus.yaml'}",
                f"--storage.tsdb.path={WORK / 'tsdb'}", "--log.level=error", "--web.listen-address=127.0.0.1:9999")))
-    wait("Traefik", lambda: sh(*within("node", "curl", "-s", f"http://{ADDRESSES['node']}/"), check=False) != "")
+    # It listens before it has read its file; a 404 of the service's own is a problem document.
+    wait("Traefik", lambda: "problem+json" in get("/api/nothing")[1])
 
     for wanted in ("fwd=miss", "hit"):
         code, head, body = get("/api/fruit/1")

@@ -25,4 +25,4 @@ if ! command -v prometheus > /dev/null && [ ! -x "$here/tools/prometheus" ]; the
   cp "$folder/tree/usr/bin/prometheus" "$here/tools/"
 fi
 
-exec "$here/venv/bin/python" -B tests/rehearsal/rehearse.py
+exec "$here/venv/bin/python" -B -u tests/rehearsal/rehearse.py
