@@ -130,8 +130,8 @@ def connections(objects):
     replicas = scaler["spec"]["maxReplicas"]
     surge = deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
     replicas += share(surge, replicas)
-    # One more for each: the one that asks for health.
-    wanted = replicas * (int(setting(objects, "database", "pool_size", 16)) + 1)
+    # Two more for each: one asks for health, one for changes.
+    wanted = replicas * (int(setting(objects, "database", "pool_size", 16)) + 2)
     # Superusers, migrations and people need some too.
     if wanted > allowed[0] - 10:
         yield f"{replicas} replicas want {wanted} connections, and the database allows {allowed[0]} less 10"
