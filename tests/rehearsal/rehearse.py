@@ -22,7 +22,7 @@ from objects import Objects  # noqa: E402
 
 ROOT, WORK = programs.ROOT, programs.ROOT / "target/rehearsal"
 IMAGE = "ghcr.io/cache-aside/cache-aside"
-ADDRESSES = {"node": "10.77.0.1", "database": "10.77.0.2", "redis": "10.77.0.3", "one": "10.77.0.11", "two": "10.77.0.12"}
+ADDRESSES = {"node": "10.77.0.1", "database": "10.77.0.2", "redis": "10.77.0.3", "migrate": "10.77.0.4", "one": "10.77.0.11", "two": "10.77.0.12"}
 NAMES = {"cache-aside-database-rw": "database", "cache-aside-redis": "redis"}
 PODMAN = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
 
@@ -218,6 +218,12 @@ def rehearse(objects, tag, background):
         probe = [*PODMAN, "exec", f"rehearsal-{name}-{container['name']}", *container["readinessProbe"]["exec"]["command"]]
         ready = lambda: subprocess.run(within(name, *probe), capture_output=True, check=False).returncode == 0
         print(f"{name}: ready after {wait(name, ready):.1f} s")
+
+    play(objects, "migrate", "Job/cache-aside-migrate")
+    exit_code = sh(*PODMAN, "wait", "rehearsal-migrate-migrate")
+    print(f"migration: exit code {exit_code}, {len(sh(*PODMAN, 'logs', 'rehearsal-migrate-migrate').splitlines())} lines")
+    if exit_code != "0":
+        sys.exit("the migration failed")
 
     route(objects, ["one"])
     started = time.monotonic()
