@@ -182,7 +182,7 @@ async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<V
             Captured::Complete(id) => ids.push(id),
             Captured::Lacking(words) => {
                 lacking = true;
-                problems.push(Problem::warning(format!("{words}; served past the cache until then")));
+                problems.push(Problem::bypass(format!("{words}; served past the cache until then")));
             }
             Captured::Never(words) => problems.push(Problem::warning(words)),
         }

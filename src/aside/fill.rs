@@ -34,9 +34,8 @@ struct Job {
     forward: Forward,
 }
 
-/// An entry past its TTL, and who may have it: those who came before the command that found it was sent.
+/// There was an entry past its TTL, and who may have it: those who came before the command that found it was sent.
 struct Stale {
-    entry: Entry,
     covers: u32,
 }
 
@@ -98,7 +97,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
                 Lease::Wait { stale: Some(entry) } if revalidating(&led.target, &entry) => {
                     self.land(led.pilot, Ok(stale(entry)), covers, Duration::ZERO);
                 }
-                Lease::Wait { stale } => sorted.wait.push((led, stale.map(|entry| Stale { entry, covers }))),
+                Lease::Wait { stale } => sorted.wait.push((led, stale.map(|_| Stale { covers }))),
                 Lease::Fill { ticket, stale: Some(entry) } if revalidating(&led.target, &entry) => {
                     self.land(led.pilot, Ok(stale(entry)), covers, Duration::ZERO);
                     let (pilot, ticket, forward) = (None, Some(ticket), Forward::Stale);
@@ -107,7 +106,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
                 Lease::Fill { ticket, stale } => {
                     let forward = if stale.is_some() { Forward::Stale } else { Forward::Miss };
                     let (pilot, ticket) = (Some(led.pilot), Some(ticket));
-                    let stale = stale.map(|entry| Stale { entry, covers });
+                    let stale = stale.map(|_| Stale { covers });
                     sorted.load.push(Job { target: led.target, pilot, ticket, stale, forward });
                 }
             }
@@ -178,9 +177,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
             }
             Err(error) => {
                 self.give_back(&jobs).await;
-                for job in jobs {
-                    self.failed(job, &error, database);
-                }
+                self.failed(jobs, &error, database).await;
                 return;
             }
         };
@@ -257,16 +254,31 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
     }
 
     /// Lands with what is stale where that is allowed, else with the error.
-    fn failed(&self, job: Job, error: &StoreError, database: Duration) {
-        let Some(pilot) = job.pilot else { return };
-        let grace = job.target.policy().stale_if_error;
-        match job.stale {
-            // Whoever came later may have come after a write that took it away: they ask again.
-            Some(Stale { entry, covers }) if error.is_outage() && within(&entry, grace) => {
-                self.land(pilot, Ok(stale(entry)), covers, database);
-            }
-            // An error is good for everybody: it is older for none.
-            _ => self.land(pilot, Err(error.clone()), u32::MAX, database),
+    ///
+    /// The cache is asked again: what was found before the load may have been invalidated since, and must not come back.
+    async fn failed(&self, jobs: Vec<Job>, error: &StoreError, database: Duration) {
+        let asked: Vec<Place<'_>> =
+            jobs.iter().filter(|job| job.stale.is_some()).map(|job| job.target.place()).collect();
+        let found = if asked.is_empty() || !error.is_outage() {
+            Vec::new()
+        } else {
+            self.core.asked("get_many", self.core.cache.read_many(&asked)).await.unwrap_or_default()
+        };
+        let mut found = found.into_iter();
+        let mut landings = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let still = job.stale.as_ref().and_then(|stale| Some((found.next()?, stale.covers)));
+            let grace = job.target.policy().stale_if_error;
+            let Some(pilot) = job.pilot else { continue };
+            landings.push(match still {
+                // Whoever came later may have come after a write that took it away: they ask again.
+                Some((Lookup::Soft(entry), covers)) if within(&entry, grace) => (pilot, Ok(stale(entry)), covers),
+                // An error is good for everybody: it is older for none.
+                _ => (pilot, Err(error.clone()), u32::MAX),
+            });
+        }
+        for (pilot, result, covers) in landings {
+            self.land(pilot, result, covers, database);
         }
     }
 

@@ -117,10 +117,13 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
                 if keys.is_empty() {
                     return true;
                 }
-                // Noted before it is sent: what may have arrived must be given up too.
-                *held.lock().unwrap_or_else(PoisonError::into_inner) = Hold { owner: Some(owner), keys: keys.clone() };
-                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                core.asked("hold", core.cache.hold(&keys, owner, core.limits.hold)).await.is_ok()
+                let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+                let taken = core.asked("hold", core.cache.hold(&names, owner, core.limits.hold)).await.is_ok();
+                if taken {
+                    // One that was not answered may arrive late, in place of another writer's: only time may end it.
+                    *held.lock().unwrap_or_else(PoisonError::into_inner) = Hold { owner: Some(owner), keys };
+                }
+                taken
             }
             .boxed()
         }))

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 
 use crate::catalog::Mapping;
-use crate::store::Since;
 
 /// The fields of a control key, as they are spelled.
 pub(super) mod field {
@@ -18,9 +17,6 @@ pub(super) mod field {
     pub(in crate::cache) const REPLICATION: &str = "replication";
     pub(in crate::cache) const ORIGIN: &str = "origin";
     pub(in crate::cache) const BATCH: &str = "batch";
-    pub(in crate::cache) const EARLIER: &str = "earlier";
-    pub(in crate::cache) const EARLIER_TAKEN: &str = "earlier_taken";
-    pub(in crate::cache) const EARLIEST: &str = "earliest";
 
     /// The field of a resource's generation.
     pub(in crate::cache) fn generation(resource: &str) -> String {
@@ -44,12 +40,6 @@ pub struct Control {
     pub point: String,
     /// When that point was asked for, in milliseconds of this memory's clock.
     pub taken: u64,
-    /// An older point and when it was taken, and one older than that.
-    pub earlier: String,
-    /// See [`Control::earlier`].
-    pub earlier_taken: u64,
-    /// See [`Control::earlier`].
-    pub earliest: String,
     /// Which memory this was when it caught up.
     pub ids: Ids,
     /// Which database it caught up with.
@@ -58,6 +48,8 @@ pub struct Control {
     pub batch: u64,
     /// Who is concerned by which changes, by fingerprint.
     pub mappings: HashMap<String, Mapping>,
+    /// Another version of this service caches here in a way that this one can't keep current.
+    pub is_newer: bool,
     pub(super) generations: HashMap<String, u64>,
 }
 
@@ -79,9 +71,8 @@ impl Control {
 
     /// The point from which changes are owed here; `None`: nobody knows.
     #[must_use]
-    pub fn since(&self) -> Option<Since> {
-        let since = || Since { point: self.point.clone(), older: self.earliest.clone() };
-        (!self.point.is_empty()).then(since)
+    pub fn since(&self) -> Option<&str> {
+        (!self.point.is_empty()).then_some(self.point.as_str())
     }
 
     /// Gives a resource a generation.
@@ -98,11 +89,8 @@ impl Control {
                 field::EPOCH => control.epoch = number(),
                 field::NUMBER => control.number = number(),
                 field::TAKEN => control.taken = number(),
-                field::EARLIER_TAKEN => control.earlier_taken = number(),
                 field::BATCH => control.batch = number(),
                 field::POINT => control.point = value,
-                field::EARLIER => control.earlier = value,
-                field::EARLIEST => control.earliest = value,
                 field::RUN => control.ids.run = value,
                 field::REPLICATION => control.ids.replication = value,
                 field::ORIGIN => control.origin = value,
@@ -110,10 +98,11 @@ impl Control {
                     if let Some(resource) = other.strip_prefix("g:") {
                         let generation = number();
                         control.set_generation(resource, generation);
-                    } else if let Some(fingerprint) = other.strip_prefix("map:")
-                        && let Some(mapping) = Mapping::from_json(&value)
-                    {
-                        control.mappings.insert(fingerprint.to_owned(), mapping);
+                    } else if let Some(fingerprint) = other.strip_prefix("map:") {
+                        match Mapping::from_json(&value) {
+                            Some(mapping) => drop(control.mappings.insert(fingerprint.to_owned(), mapping)),
+                            None => control.is_newer = true,
+                        }
                     }
                 }
             }

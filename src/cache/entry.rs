@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! offset size
-//!      0    2  magic "C\x01": another format version is another entry
+//!      0    2  magic "C\x02": another format version is another entry
 //!      2    1  state: P pending, V valid, H held by a writer
 //!      3    1  flags: 1 not found, 2 truncated list
-//!      4   16  fence: of the fill (P) or of the refresh (V) under way, or the holder (H); zero: none
+//!      4   16  fence: of the fill (P) or of the refresh (V) under way; zero: none
 //!     20    8  tag: format version, shape, epoch and generation
 //!     28    8  check: a fingerprint of the cache key, so that no reply can pass for another key's
 //!     36    8  soft_expires, milliseconds of the cache's clock
 //!     44    8  stored_at, milliseconds of the cache's clock
 //!     52    8  refresh_until, milliseconds of the cache's clock: until then the refresh is taken
 //!     60   16  etag
-//!     76    …  payload
+//!     76    4  shape: the half of its fingerprint that tells a rolling update from a purge
+//!     80    …  payload; of a held entry, 16 bytes for each holder
 //! ```
 //!
 //! Integers are little endian. The scripts know these offsets too.
@@ -23,9 +24,11 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use super::Fill;
 
 /// Bytes before the payload.
-pub const HEADER: usize = 76;
+pub const HEADER: usize = 80;
 
-const MAGIC: [u8; 2] = *b"C\x01";
+const MAGIC: [u8; 2] = *b"C\x02";
+/// Bytes of the shape's fingerprint.
+const SHAPE: usize = 4;
 const NEGATIVE: u8 = 1;
 const TRUNCATED: u8 = 2;
 
@@ -170,30 +173,43 @@ fn signed_difference(later: u64, earlier: u64) -> i64 {
 
 /// The value of an entry that is being filled.
 #[must_use]
-pub fn pending(key: &str, fence: Fence, tag: u64) -> Vec<u8> {
-    empty(b'P', key, fence, tag)
+pub fn pending(key: &str, fence: Fence, tag: u64, shape: u64) -> Vec<u8> {
+    empty(b'P', key, fence, tag, shape)
 }
 
-/// The value of an entry that a writer keeps empty.
+/// The value of an entry that writers keep empty: the payload names them.
 #[must_use]
-pub fn reserved(key: &str, owner: Fence) -> Vec<u8> {
-    empty(b'H', key, owner, 0)
+pub fn reserved(key: &str, owners: &[Fence]) -> Vec<u8> {
+    let mut value = empty(b'H', key, Fence([0; 16]), 0, 0);
+    value.extend(owners.iter().flat_map(|owner| owner.0));
+    value
 }
 
-fn empty(state: u8, key: &str, fence: Fence, tag: u64) -> Vec<u8> {
+/// Who holds an entry; nobody where it is not held.
+#[must_use]
+pub fn holders(value: &[u8]) -> Vec<Fence> {
+    if value.get(..3) != Some(b"C\x02H") {
+        return Vec::new();
+    }
+    let (owners, _) = value.get(HEADER..).unwrap_or_default().as_chunks::<16>();
+    owners.iter().map(|owner| Fence(*owner)).collect()
+}
+
+fn empty(state: u8, key: &str, fence: Fence, tag: u64, shape: u64) -> Vec<u8> {
     let mut value = Vec::with_capacity(HEADER);
     value.extend_from_slice(&MAGIC);
     value.extend_from_slice(&[state, 0]);
     value.extend_from_slice(&fence.0);
     value.extend_from_slice(&tag.to_le_bytes());
     value.extend_from_slice(&check(key).to_le_bytes());
-    value.resize(HEADER, 0);
+    value.resize(HEADER - SHAPE, 0);
+    value.extend_from_slice(&shape.to_le_bytes()[..SHAPE]);
     value
 }
 
 /// The value of a filled entry; `now` is the cache's clock in milliseconds.
 #[must_use]
-pub fn valid(key: &str, tag: u64, fill: &Fill, now: u64) -> Bytes {
+pub fn valid(key: &str, tag: u64, shape: u64, fill: &Fill, now: u64) -> Bytes {
     let ttl = u64::try_from(fill.ttl.as_millis()).unwrap_or(u64::MAX);
     let mut flags = 0;
     if fill.negative {
@@ -212,6 +228,7 @@ pub fn valid(key: &str, tag: u64, fill: &Fill, now: u64) -> Bytes {
     value.put_u64_le(now);
     value.put_u64_le(0);
     value.put_u128_le(fill.etag);
+    value.put_slice(&shape.to_le_bytes()[..SHAPE]);
     value.put_slice(&fill.payload);
     value.freeze()
 }
@@ -240,7 +257,7 @@ mod tests {
 
     #[test]
     fn what_was_stored_is_read_back() {
-        let value = valid("fruit:1", 7, &fill(b"{}"), 1_000);
+        let value = valid("fruit:1", 7, 3, &fill(b"{}"), 1_000);
         let Some(Held::Valid { tag, soft_expires, entry }) = decode("fruit:1", &value, 4_000) else {
             panic!("the entry should be valid");
         };
@@ -251,9 +268,9 @@ mod tests {
 
     #[test]
     fn another_keys_value_is_never_taken_for_this_keys() {
-        let value = valid("fruit:1", 7, &fill(b"{}"), 0);
+        let value = valid("fruit:1", 7, 3, &fill(b"{}"), 0);
         assert_eq!(decode("fruit:2", &value, 0), None);
-        let value = pending("fruit:1", Fence([1; 16]), 7);
+        let value = pending("fruit:1", Fence([1; 16]), 7, 3);
         assert_eq!(decode("fruit:2", &value.into(), 0), None);
     }
 
@@ -275,7 +292,7 @@ mod tests {
 
         #[test]
         fn a_damaged_header_never_panics(at in 0..HEADER, with: u8, now: u64) {
-            let mut value = valid("k", 1, &fill(b"payload"), 5).to_vec();
+            let mut value = valid("k", 1, 3, &fill(b"payload"), 5).to_vec();
             value[at] = with;
             let _ = decode("k", &value.into(), now);
         }

@@ -232,7 +232,8 @@ impl MemoryCache {
 
     fn lease_one(&self, place: &Place<'_>, lock: u64, verified: bool) -> Result<Lease, CacheError> {
         self.open_groups(place);
-        let ticket = Ticket { fence: Fence::new().map_err(|_| CacheError::Refused)?, tag: self.tag(place) };
+        let ticket =
+            Ticket { fence: Fence::new().map_err(|_| CacheError::Refused)?, tag: self.tag(place), connection: 0 };
         let _step = self.stripe(place.key);
         let now = self.now();
         let slot = self.slot(place.key, now);
@@ -251,7 +252,7 @@ impl MemoryCache {
             // Only its holder ends it, or time.
             (Lookup::Absent, Some(slot)) if is_reserved(&slot) => Lease::Past,
             (Lookup::Soft(_) | Lookup::Absent, _) => {
-                let value = entry::pending(place.key, ticket.fence, ticket.tag).into();
+                let value = entry::pending(place.key, ticket.fence, ticket.tag, place.shape).into();
                 let slot = Slot { value, fence: ticket.fence, lock_ends: ends, expires: ends };
                 self.inner.map.insert(place.key.to_owned(), slot);
                 Lease::Fill { ticket, stale: None }
@@ -332,7 +333,7 @@ impl Cache for MemoryCache {
             self.with_ticket(place.key, ticket, |_, now| {
                 let life = millis(fill.ttl.saturating_add(fill.grace));
                 Some(Slot {
-                    value: entry::valid(place.key, ticket.tag, fill, now),
+                    value: entry::valid(place.key, ticket.tag, place.shape, fill, now),
                     fence: NOBODY,
                     lock_ends: 0,
                     expires: now.saturating_add(life),
@@ -369,8 +370,14 @@ impl Cache for MemoryCache {
         for key in keys {
             let _step = self.stripe(key);
             let expires = self.now().saturating_add(millis(time));
-            let value = entry::reserved(key, owner).into();
-            self.inner.map.insert((*key).to_owned(), Slot { value, fence: owner, lock_ends: expires, expires });
+            let held = self.slot(key, self.now());
+            let mut owners = held.as_ref().map_or_else(Vec::new, |slot| entry::holders(&slot.value));
+            owners.retain(|other| *other != owner);
+            let others = held.filter(|_| !owners.is_empty()).map_or(0, |slot| slot.expires);
+            owners.push(owner);
+            let expires = expires.max(others);
+            let value = entry::reserved(key, &owners).into();
+            self.inner.map.insert((*key).to_owned(), Slot { value, fence: NOBODY, lock_ends: expires, expires });
         }
         Ok(())
     }
@@ -379,11 +386,16 @@ impl Cache for MemoryCache {
         for key in keys {
             let step = self.stripe(key);
             let slot = self.slot(key, self.now());
-            let spared = slot.is_some_and(|slot| is_reserved(&slot) && Some(slot.fence) != owner);
-            drop(step);
-            if !spared {
-                self.invalidate(&[key]).await?;
+            let mut owners = slot.as_ref().map_or_else(Vec::new, |slot| entry::holders(&slot.value));
+            owners.retain(|other| Some(*other) != owner);
+            match slot {
+                Some(slot) if !owners.is_empty() => {
+                    let value = entry::reserved(key, &owners).into();
+                    self.inner.map.insert((*key).to_owned(), Slot { value, ..slot });
+                }
+                _ => drop(self.inner.map.remove(*key)),
             }
+            drop(step);
         }
         Ok(())
     }
@@ -431,7 +443,6 @@ impl Node for MemoryNode {
         if control.number != looked.control.number {
             return Ok(false);
         }
-        let next = looked.points(step);
         let (epoch, origin) = (fastrand::u64(1..), store::origin(&step.origin));
         self.cache.renew(|generations| {
             generations.origin = origin;
@@ -447,7 +458,9 @@ impl Node for MemoryNode {
             number: control.number + 1,
             origin: step.origin.clone(),
             mappings: std::mem::take(&mut control.mappings),
-            ..next
+            point: step.point.clone(),
+            taken: looked.now,
+            ..Control::default()
         };
         let longest = self.cache.inner.max_staleness.unwrap_or(0);
         self.cache.inner.trust.store(looked.now.saturating_add(longest), Ordering::Release);

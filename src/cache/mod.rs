@@ -86,6 +86,8 @@ pub struct Ticket {
     pub fence: Fence,
     /// The version, shape, epoch and generation under which the lease was given: a fill carries those of its lease.
     pub tag: u64,
+    /// The connection that gave the lease: a fill over another one proves nothing.
+    pub connection: u64,
 }
 
 /// What is to be stored.

@@ -15,6 +15,8 @@ use crate::config::{self, Defaults, GenerateKey};
 pub struct Problem {
     /// It can't be served at all.
     pub fatal: bool,
+    /// It is served, but not as it was asked for: past the cache.
+    pub bypass: bool,
     /// What is wrong, and what to do.
     pub text: String,
 }
@@ -22,12 +24,17 @@ pub struct Problem {
 impl Problem {
     /// A problem that keeps the resource from being served.
     pub fn fatal(text: impl Into<String>) -> Self {
-        Self { fatal: true, text: text.into() }
+        Self { fatal: true, bypass: false, text: text.into() }
     }
 
     /// A problem that only limits what is cached, or surprises.
     pub fn warning(text: impl Into<String>) -> Self {
-        Self { fatal: false, text: text.into() }
+        Self { fatal: false, bypass: false, text: text.into() }
+    }
+
+    /// A problem that keeps the resource out of the cache.
+    pub fn bypass(text: impl Into<String>) -> Self {
+        Self { fatal: false, bypass: true, text: text.into() }
     }
 }
 

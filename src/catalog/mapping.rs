@@ -15,6 +15,7 @@ pub type Image = BTreeMap<String, Option<String>>;
 
 /// How changes of one table become invalidations of one resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mapping {
     /// The table, quoted and with its schema.
     #[serde(rename = "t")]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{failed, load, misconfigured, runtime, say, store};
 use crate::app::{look, open_cache};
 use crate::cache::AnyCache;
-use crate::catalog::State;
+use crate::catalog::{Capture, State};
 use crate::config::{Config, Env, LogFormat};
 use crate::store::{AnyStore, Store};
 use crate::telemetry;
@@ -77,13 +77,20 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
                         resource.table.name,
                         keys.join(", ")
                     ));
+                    if resource.capture == Capture::On {
+                        Findings::ok(&format!("resource {name}: changes by anybody are captured"));
+                    }
                     (true, problems)
                 }
                 State::Waiting(problems) => (false, problems),
             };
             for problem in problems {
                 let line = format!("resource {name}: {}", problem.text);
-                if served && !problem.fatal { Findings::warning(&line) } else { findings.error(&line) }
+                if served && !problem.fatal && !problem.bypass {
+                    Findings::warning(&line);
+                } else {
+                    findings.error(&line);
+                }
             }
         }
     }

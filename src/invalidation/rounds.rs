@@ -41,6 +41,10 @@ impl Pace {
     }
 }
 
+/// A database of an earlier timeline is not believed while the cache keeps up with a later one; when it has not for so
+/// long, somebody has gone back on purpose.
+const FORMER: Duration = Duration::from_secs(10);
+
 /// Between two sweeps of the outbox, and two counts of its rows.
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -50,9 +54,25 @@ pub enum Trouble {
     /// At the cache.
     #[error("the cache can't be brought up to date: {0}")]
     Cache(#[from] CacheError),
+    /// A newer version must do it.
+    #[error("a newer version of this service uses the cache; it must keep it up to date")]
+    Newer,
     /// At the database.
     #[error("changes can't be read: {0}")]
     Store(#[from] StoreError),
+}
+
+/// Whether `one` is an earlier timeline of the same database as `other`.
+fn is_former(one: &str, other: &str) -> bool {
+    let parts = |text: &str| {
+        let mut parts = text.split(':').map(ToOwned::to_owned);
+        let (system, timeline) = (parts.next()?, u32::from_str_radix(&parts.next()?, 16).ok()?);
+        Some((system, parts.next()?, timeline))
+    };
+    match (parts(one), parts(other)) {
+        (Some(one), Some(other)) => (&one.0, &one.1) == (&other.0, &other.1) && one.2 < other.2,
+        _ => false,
+    }
 }
 
 /// Keeps one memory current.
@@ -104,6 +124,7 @@ impl Rounds {
                         tracing::warn!(error = %trouble, "a round failed; trying again");
                     }
                     let kind = match &trouble {
+                        Trouble::Newer => "newer",
                         Trouble::Cache(error) => error.kind(),
                         Trouble::Store(error) => error.kind(),
                     };
@@ -120,7 +141,9 @@ impl Rounds {
         let control = &looked.control;
         let age = Duration::from_millis(looked.now.saturating_sub(control.taken));
         let changed = control.point.is_empty() || control.ids != looked.ids;
-        let late = changed || control.taken > looked.now || age > self.pace.step_in + random;
+        // Whoever runs them is connected to a primary that was replaced.
+        let overtaken = is_former(&control.origin, &self.feed.origin());
+        let late = changed || overtaken || control.taken > looked.now || age > self.pace.step_in + random;
         if *mine != control.taken && !late {
             return Ok(false);
         }
@@ -135,8 +158,10 @@ impl Rounds {
     }
 
     async fn round(&self, looked: &Looked) -> Result<bool, Trouble> {
-        let since = looked.control.since();
-        let owed = self.feed.owed(since.as_ref()).await;
+        if looked.control.is_newer {
+            return Err(Trouble::Newer);
+        }
+        let owed = self.feed.owed(looked.control.since()).await;
         // Only silence is an outage; a "no" (no outbox, no right to it) is a reason to go past the cache.
         self.node.database_answers(!owed.as_ref().is_err_and(StoreError::is_outage));
         let owed = owed?;
@@ -144,6 +169,12 @@ impl Rounds {
             let words = "it follows another database, and may be behind it".to_owned();
             self.node.database_answers(false);
             return Err(StoreError::Unavailable(words).into());
+        }
+        let age = Duration::from_millis(looked.now.saturating_sub(looked.control.taken));
+        if is_former(&owed.origin, &looked.control.origin) && age < FORMER {
+            // A primary that was replaced and does not know it: what is cached is newer than what it says.
+            self.node.database_answers(true);
+            return Err(StoreError::Refused("this database was replaced by one of a later timeline".into()).into());
         }
         let mut step = Step { point: owed.point, origin: owed.origin, ..Step::default() };
         step.anew = !owed.complete || step.origin != looked.control.origin || looked.control.epoch == 0;
@@ -184,6 +215,25 @@ impl Rounds {
                 tracing::debug!(%error, "the outbox was not swept");
                 self.metrics.error("outbox", error.kind());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_former;
+
+    #[test]
+    fn only_an_earlier_timeline_of_the_same_database_is_a_former_life() {
+        assert!(is_former("1:00000001:5:a", "1:0000000A:5:b"));
+        for (one, other) in [
+            ("1:00000002:5:a", "1:00000001:5:a"),
+            ("1:00000001:5:a", "1:00000001:5:b"),
+            ("1:00000001:5:a", "2:00000002:5:a"),
+            ("", "1:00000001:5:a"),
+            ("1:x:5:a", ""),
+        ] {
+            assert!(!is_former(one, other), "{one} {other}");
         }
     }
 }

@@ -33,15 +33,6 @@ pub struct Change {
     pub age: f64,
 }
 
-/// A point in the database's history, in the words of the store.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Since {
-    /// The point.
-    pub point: String,
-    /// One some seconds older, for a database that may have lost its last moments.
-    pub older: String,
-}
-
 /// What changed since a point, and where that leads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Owed {

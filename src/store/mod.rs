@@ -15,7 +15,7 @@ use std::future::Future;
 use bytes::Bytes;
 
 use crate::catalog::{Key, Problem, Resource, Table, TableName};
-pub use changes::{Captured, Change, Owed, Since, Wanted};
+pub use changes::{Captured, Change, Owed, Wanted};
 pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
 /// One row, as the database wrote it.

@@ -29,6 +29,8 @@ pub struct Fleet {
     database: String,
     /// Where outside writers find the database.
     primary: Mutex<u16>,
+    /// Writers share it; whoever needs them to stand still has it alone.
+    pub writing: tokio::sync::RwLock<()>,
     pub ledger: Ledger,
 }
 
@@ -58,6 +60,7 @@ impl Fleet {
             redis: tokio::sync::Mutex::new(redis),
             postgres: tokio::sync::Mutex::new(postgres),
             database: database.name.clone(),
+            writing: tokio::sync::RwLock::default(),
             ledger: Ledger::new(ROWS),
         };
         migrate(&fleet.config(0));
@@ -218,6 +221,7 @@ async fn writer(fleet: Arc<Fleet>, stop: Arc<AtomicBool>, number: usize) {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(15)).build().expect("a client can be made");
     while !stop.load(Ordering::Relaxed) {
         tokio::time::sleep(Duration::from_millis(5 + fastrand::u64(..10))).await;
+        let _share = fleet.writing.read().await;
         let row = fastrand::usize(..ROWS / 2 / WRITERS) * 2 * WRITERS + 2 * number;
         let version = fleet.ledger.next(row);
         let url = format!("{}/api/item/{row}", fleet.url(fastrand::usize(..REPLICAS)));
@@ -247,6 +251,7 @@ async fn outsider(fleet: Arc<Fleet>, stop: Arc<AtomicBool>, number: usize) {
             client = fleet.outside().await;
         }
         let Some(connected) = &client else { continue };
+        let _share = fleet.writing.read().await;
         let row = fastrand::usize(..ROWS / 2 / WRITERS) * 2 * WRITERS + 2 * number + 1;
         let version = fleet.ledger.next(row);
         let update = format!("UPDATE item SET v = {version} WHERE id = {row}");

@@ -151,7 +151,9 @@ impl Ledger {
         if read.unverified || read.stale {
             return;
         }
-        if !read.hit {
+        // A load that was stored is shared with whoever came before it was: nothing was invalidated in between. A write by
+        // the API was, before it was acknowledged; what others commit is a moment later.
+        if !read.hit && (own && told.is_some() || age > PROMISE) {
             note(&mut phase.old_loads, age);
             phase.example = (read.headers)();
             return;

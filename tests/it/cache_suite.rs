@@ -107,7 +107,7 @@ async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
 
     let forged = key("forged");
     ticket(cache, &forged).await;
-    let forger = Ticket { fence: Fence([7; 16]), tag: 0 };
+    let forger = Ticket { fence: Fence([7; 16]), ..first };
     assert_eq!(fill(cache, &forged, forger, lasting("x")).await, Filled::Fenced);
     cache.release(&[(place(&forged), forger)]).await.expect("it answers");
     assert_eq!(read(cache, &forged).await, Lookup::Pending, "only the holder gives a lease back");

@@ -59,6 +59,7 @@ fn the_schema_of_the_file_is_printed() {
 async fn check_holds_the_configuration_against_the_database_and_the_cache() {
     let world = World::new("CREATE TABLE item (id int PRIMARY KEY, v int); CREATE TABLE doc (j json);").await;
     let good = file(&world.config("resources: { item: {} }"));
+    assert!(run(&["migrate", "--config", good.path().to_str().expect("it is text")], &[]).status.success());
     let output = run(&["check", "--config", good.path().to_str().expect("it is text")], &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}");

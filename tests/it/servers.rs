@@ -156,6 +156,30 @@ impl Postgres {
         self.server.start_again().await;
     }
 
+    /// Stops the server as an operator would, copies its data, and starts it again.
+    pub async fn back_up(&mut self) -> PathBuf {
+        self.server.terminate().await;
+        let (data, copy) = (self.server.folder.join("data"), self.server.folder.join("copy"));
+        self.copy_folder(&data, &copy).await;
+        self.server.start_again().await;
+        copy
+    }
+
+    /// Puts a copy in place of the data, as after a disaster, with the server stopped in good order.
+    pub async fn put_back(&mut self, copy: &Path) {
+        self.server.terminate().await;
+        let data = self.server.folder.join("data");
+        fs::remove_dir_all(&data).expect("the data can be removed");
+        self.copy_folder(copy, &data).await;
+        self.server.start_again().await;
+    }
+
+    async fn copy_folder(&self, from: &Path, to: &Path) {
+        let (from, to, folder) = (from.to_owned(), to.to_owned(), self.server.folder.clone());
+        let copying = spawn_blocking(move || run_tool(Command::new("cp").arg("-a").arg(from).arg(to), &folder, None));
+        copying.await.expect("the data should be copied");
+    }
+
     /// Freezes the server with all its sessions: the kernel still accepts connections, nobody answers them.
     pub fn pause(&self) {
         self.server.pause();
@@ -356,7 +380,11 @@ impl Server {
 
     async fn terminate(&mut self) {
         self.signal("thaw");
-        self.signal("kill -s TERM");
+        // To Postgres TERM means to wait until everybody has gone.
+        self.signal(match self.engine {
+            Engine::Postgres => "kill -s INT",
+            Engine::Redis => "kill -s TERM",
+        });
         let deadline = Instant::now() + STOP_DEADLINE;
         while self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
             assert!(Instant::now() < deadline, "{}", self.complaint("did not stop"));

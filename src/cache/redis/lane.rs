@@ -28,10 +28,14 @@ const HOPE: u64 = 500;
 /// Without a watermark, what was read is trusted for this long after the last look was sent; with one, that is how long
 /// what was seen of the server's identity is good for. In milliseconds.
 const LOOKED: u64 = 1_000;
+/// Two clocks that run alike may differ by this much between two looks, in milliseconds.
+const DRIFT: u64 = 5;
 /// So many looks in a row may fail before the connection is given up.
 const STRIKES: u32 = 3;
 /// Between two attempts to connect, at most.
 const BACKOFF: Duration = Duration::from_millis(500);
+
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 /// A connection that answers.
 pub(super) struct Live {
@@ -43,11 +47,18 @@ pub(super) struct Live {
     known: AtomicU64,
     /// When the look was sent that gave the two. Stored after them, loaded before.
     looked: AtomicU64,
-    /// When the watermark was taken that the last look found, and that of the first look, until another one is found.
+    /// When the watermark was taken that the last look found.
     taken: AtomicU64,
-    first_taken: AtomicU64,
+    /// Only a watermark that was taken later is believed: the server's time at the first look, or at the last one that
+    /// found its clock set back.
+    believed: AtomicU64,
+    /// The server's time at the last look, and this process's when its reply was there; zero: no look yet.
+    last_now: AtomicU64,
+    last_seen: AtomicU64,
     /// When it was made, by this process's clock.
     made: u64,
+    /// No other connection of this process has it.
+    pub(super) number: u64,
     /// The server's clock less this process's, in milliseconds.
     clock: AtomicI64,
     run: String,
@@ -71,8 +82,11 @@ impl Live {
             known: AtomicU64::new(0),
             looked: AtomicU64::new(0),
             taken: AtomicU64::new(0),
-            first_taken: AtomicU64::new(0),
+            believed: AtomicU64::new(0),
+            last_now: AtomicU64::new(0),
+            last_seen: AtomicU64::new(0),
             made: now_ms(),
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             clock: AtomicI64::new(0),
             run: made.run.clone(),
             set_nx_get: made.set_nx_get,
@@ -103,6 +117,12 @@ impl Live {
         (taken > 0).then(|| self.cache_now().saturating_sub(taken))
     }
 
+    /// Nothing over this connection is of any use any more.
+    fn mistrust(&self) {
+        self.trust.store(0, Ordering::Release);
+        self.known.store(0, Ordering::Release);
+    }
+
     /// Which process of the server answers here.
     pub(super) fn run(&self) -> &str {
         &self.run
@@ -129,15 +149,15 @@ impl Live {
             return (0, 0);
         }
         let before = self.taken.swap(control.taken, Ordering::Relaxed);
-        // Clocks step: a new connection waits until it has seen the watermark move. Zero: the first look.
-        if self.first_taken.load(Ordering::Relaxed) == 0 {
-            self.first_taken.store(control.taken, Ordering::Relaxed);
+        // Clocks step. What was taken before this connection's first look, or before a step back, says nothing of its age.
+        let last = self.last_now.swap(seen.now, Ordering::Relaxed);
+        let passed = seen.sent.saturating_sub(self.last_seen.swap(now_ms(), Ordering::Relaxed));
+        if last == 0 || seen.now + DRIFT < last + passed {
+            self.believed.store(seen.now, Ordering::Relaxed);
         }
-        let moved = control.taken != self.first_taken.load(Ordering::Relaxed);
-        if !moved || control.taken > seen.now {
+        if control.taken <= self.believed.load(Ordering::Relaxed) || control.taken > seen.now {
             return (0, looked);
         }
-        self.first_taken.store(u64::MAX, Ordering::Relaxed);
         let trust = seen.sent.saturating_add(max_staleness).saturating_sub(seen.now - control.taken);
         // The same watermark gives no more time than it gave before, whatever the server's clock did.
         let trust = if before == control.taken { trust.min(self.trust.load(Ordering::Acquire)) } else { trust };
@@ -251,6 +271,11 @@ async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'stat
             Err(error) => {
                 strikes += 1;
                 tracing::debug!(cache = shared.address, %error, strikes, "a look at the cache failed");
+                if error.downcast_ref::<redis::RedisError>().is_none() {
+                    // It follows another one, which may hold anything.
+                    live.mistrust();
+                    return "it is no master, or its control key can't be kept";
+                }
                 let dead = error
                     .downcast_ref::<redis::RedisError>()
                     .is_some_and(|error| !error.is_timeout() && error.is_unrecoverable_error());
@@ -269,14 +294,16 @@ async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'stat
 async fn turn(shared: &Shared, live: &Live) -> anyhow::Result<()> {
     let mut conn = live.conn.clone();
     // A server that evicts whatever it is given must not keep us here.
-    for set in ["HSETNX", "HSET", "HSET"] {
+    for _ in 0..3 {
         let seen = look(shared, &mut conn, &live.run).await?;
-        if shared.max_staleness.is_none() && seen.control.epoch == 0 {
-            // New, flushed or evicted: whatever generations it had are forgotten, so nothing older may count. Whoever comes
-            // first makes an epoch, and the next turn finds it; something that is no epoch is replaced then.
+        if shared.max_staleness.is_none() && (seen.control.epoch == 0 || seen.control.ids != seen.ids) {
+            // New, flushed or evicted: whatever generations it had are forgotten. Another life of the server: it may have
+            // come back with what was invalidated. Either way nothing older may count, and the next turn finds the new
+            // epoch.
             live.trust.store(0, Ordering::Release);
-            let mut renew = redis::cmd(set);
+            let mut renew = redis::cmd("HSET");
             renew.arg(&shared.control_key).arg(field::EPOCH).arg(fastrand::u64(1..));
+            renew.arg(field::RUN).arg(&seen.ids.run).arg(field::REPLICATION).arg(&seen.ids.replication);
             let () = renew.query_async(&mut conn).await?;
             continue;
         }

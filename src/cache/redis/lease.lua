@@ -7,7 +7,7 @@ local function fill()
 end
 local held = redis.call('GET', KEYS[1])
 -- Absent, another format, or another key's value: as good as nothing.
-if not held or #held < 76 or string.sub(held, 1, 2) ~= string.sub(ARGV[1], 1, 2)
+if not held or #held < 80 or string.sub(held, 1, 2) ~= string.sub(ARGV[1], 1, 2)
   or string.sub(held, 29, 36) ~= string.sub(ARGV[1], 29, 36) then
   return fill()
 end
@@ -18,7 +18,8 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if string.sub(held, 21, 28) ~= string.sub(ARGV[1], 21, 28) then
   -- While a rolling update runs two shapes, they must not fight over a hot key: a young value of the other is left alone.
-  if now - struct.unpack('<I8', held, 45) < 1000 then return {'past'} end
+  -- One of the same shape is from before a purge.
+  if string.sub(held, 77, 80) ~= string.sub(ARGV[1], 77, 80) and now - struct.unpack('<I8', held, 45) < 1000 then return {'past'} end
   return fill()
 end
 if struct.unpack('<I8', held, 37) > now then return {'hit', held} end

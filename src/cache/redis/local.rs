@@ -13,6 +13,7 @@ use deadpool_redis::Connection;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Map;
 use redis::aio::MultiplexedConnection;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::lane::{Deadlines, Live};
 use super::look::look;
@@ -38,6 +39,8 @@ pub(super) struct Local {
 pub(super) struct Caught {
     /// The last batch that was applied; `None`: nobody follows yet.
     batch: Option<u64>,
+    /// A fingerprint of the life of the node that numbered it.
+    life: u64,
     /// Counts what this process itself forgot.
     own: u64,
 }
@@ -123,9 +126,9 @@ impl Local {
     }
 
     /// Moves on to a batch, forgetting those keys; `None`: everything.
-    fn advance(&self, batch: Option<u64>, keys: Option<&[String]>) {
+    fn advance(&self, batch: Option<u64>, life: u64, keys: Option<&[String]>) {
         let mut caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
-        caught.batch = batch;
+        (caught.batch, caught.life) = (batch, life);
         match keys {
             Some(keys) => keys.iter().for_each(|key| drop(self.map.remove(key))),
             None => self.map.clear(),
@@ -143,7 +146,7 @@ async fn follow(shared: Arc<Shared>, local: Weak<Local>) {
                 if let Err(error) = step(&shared, &live, &local).await {
                     tracing::debug!(cache = shared.address, %error, "the in-process tier lost its node");
                     local.live.store(None);
-                    local.advance(None, None);
+                    local.advance(None, 0, None);
                     break;
                 }
                 if local.live.load().is_none() {
@@ -166,13 +169,16 @@ async fn step(shared: &Shared, live: &Live, local: &Local) -> anyhow::Result<()>
     let mut conn = live.conn.clone();
     let seen = look(shared, &mut conn, live.run()).await?;
     let batch = seen.control.batch;
-    match local.noted().batch {
+    let text = format!("{} {} {}", seen.control.epoch, seen.ids.run, seen.ids.replication);
+    let life = xxh3_64(text.as_bytes());
+    let noted = local.noted();
+    match noted.batch.filter(|_| noted.life == life) {
         Some(caught) if caught == batch => {}
-        Some(caught) if caught < batch && seen.ids == seen.control.ids => {
+        Some(caught) if caught < batch => {
             let batches = batches(shared, &mut conn, caught + 1, batch).await?;
-            local.advance(Some(batch), batches.as_deref());
+            local.advance(Some(batch), life, batches.as_deref());
         }
-        _ => local.advance(Some(batch), None),
+        _ => local.advance(Some(batch), life, None),
     }
     live.learn(shared, seen);
     Ok(())

@@ -209,6 +209,19 @@ impl RedisCache {
         }
     }
 
+    /// What leases found is only as good as it is when it is used.
+    fn still(&self, mut leases: Vec<Lease>, deadlines: Deadlines, place: &Place<'_>) -> Result<Vec<Lease>, CacheError> {
+        let verified = self.usable(deadlines, place)?;
+        for lease in &mut leases {
+            if let Lease::Hit(entry) | Lease::Fill { stale: Some(entry), .. } | Lease::Wait { stale: Some(entry) } =
+                lease
+            {
+                entry.verified &= verified;
+            }
+        }
+        Ok(leases)
+    }
+
     /// The same for an entry that may be strict: then only what is known to be current is of any use.
     fn usable(&self, deadlines: Deadlines, place: &Place<'_>) -> Result<bool, CacheError> {
         let verified = self.verified(deadlines)?;
@@ -340,12 +353,13 @@ impl RedisCache {
         places: &[Place<'_>],
         groups: &[u64],
         lock: Duration,
+        verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
         for place in places {
             let ticket = Self::ticket(live, place, groups)?;
-            let pending = entry::pending(place.key, ticket.fence, ticket.tag);
+            let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock)));
             tickets.push(ticket);
         }
@@ -354,18 +368,18 @@ impl RedisCache {
             .iter()
             .zip(tickets)
             .zip(replies)
-            .map(|((place, ticket), reply)| verdict(place, ticket, reply, live.cache_now()))
+            .map(|((place, ticket), reply)| verdict(place, ticket, reply, live.cache_now(), verified))
             .collect()
     }
 
     fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Ticket, CacheError> {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
-        Ok(Ticket { fence, tag: Self::tag(live, place, groups) })
+        Ok(Ticket { fence, tag: Self::tag(live, place, groups), connection: live.number })
     }
 }
 
 /// Reads the answer of the lease script.
-fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64) -> Result<Lease, CacheError> {
+fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64, verified: bool) -> Result<Lease, CacheError> {
     let Value::Array(parts) = reply else { return Err(CacheError::Refused) };
     let mut parts = parts.into_iter();
     let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
@@ -374,7 +388,7 @@ fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64) -> Result<
         _ => None,
     };
     let held: Option<Entry> = match held {
-        Some(Held::Valid { entry, .. }) => Some(entry),
+        Some(Held::Valid { entry, .. }) => Some(Entry { verified, ..entry }),
         _ => None,
     };
     match (word.as_slice(), held) {
@@ -454,15 +468,14 @@ impl Cache for RedisCache {
         let verified = self.usable(deadlines, first)?;
         let groups = self.groups(&live, first).await?;
         if !live.set_nx_get {
-            let leases = self.lease_by_script(&live, places, &groups, lock).await?;
-            self.verified(deadlines)?;
-            return Ok(leases);
+            let leases = self.lease_by_script(&live, places, &groups, lock, verified).await?;
+            return self.still(leases, deadlines, first);
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
         for place in places {
             let ticket = Self::ticket(&live, place, &groups)?;
-            let pending = entry::pending(place.key, ticket.fence, ticket.tag);
+            let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
             tickets.push(ticket);
         }
@@ -485,13 +498,12 @@ impl Cache for RedisCache {
         }
         if !unsettled.is_empty() {
             let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(&live, &places, &groups, lock).await?;
+            let settled = self.lease_by_script(&live, &places, &groups, lock, verified).await?;
             for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
         }
-        self.verified(deadlines)?;
-        Ok(leases)
+        self.still(leases, deadlines, first)
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
@@ -507,6 +519,11 @@ impl Cache for RedisCache {
         let live = self.live().await?;
         let deadlines = live.deadlines();
         let now = live.cache_now();
+        if fills.iter().any(|(_, ticket, _)| ticket.connection != live.number) {
+            // Another memory may be at the other end by now, whose past the fence has come back from: what is stored
+            // there proves nothing. The lock ends by itself.
+            return Ok(vec![Filled::Gone; fills.len()]);
+        }
         let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.control.load().origin));
         let mut pipe = Pipeline::with_capacity(fills.len());
         for (place, ticket, fill) in fills {
@@ -515,7 +532,7 @@ impl Cache for RedisCache {
                 pipe.add_command(self.shared.scripts.release(place.key, &ticket.fence.0));
                 continue;
             }
-            let value = entry::valid(place.key, ticket.tag, fill, now);
+            let value = entry::valid(place.key, ticket.tag, place.shape, fill, now);
             let life = millis(fill.ttl.saturating_add(fill.grace));
             pipe.add_command(self.shared.scripts.fill(place.key, &ticket.fence.0, &value, life));
         }
@@ -568,14 +585,9 @@ impl Cache for RedisCache {
         }
         let mut pipe = Pipeline::with_capacity(keys.len());
         for key in keys {
-            pipe.cmd("SET").arg(*key).arg(entry::reserved(key, owner)).arg("PX").arg(millis(time));
+            pipe.add_command(self.shared.scripts.hold(key, &entry::reserved(key, &[owner]), millis(time)));
         }
-        let replies = self.ask_all(&live, &pipe).await?;
-        let refused = replies.iter().find_map(|reply| match reply {
-            Value::ServerError(error) => Some(error.code()),
-            _ => None,
-        });
-        refused.map_or(Ok(()), |code| Err(self.refused(code)))
+        self.scripts(&live, &pipe).await.map(drop)
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {

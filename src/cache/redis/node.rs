@@ -9,12 +9,14 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::Mutex;
 
 use super::look;
-use super::shared::{Made, Shared};
+use super::shared::{Made, Shared, now_ms};
 use crate::cache::control::field;
 use crate::cache::{CacheError, Looked, Node, Step};
 
 /// Keys that one command drops.
 const CHUNK: usize = 1_000;
+/// Two clocks that run alike may differ by this much during a round, in milliseconds.
+const DRIFT: u64 = 5;
 /// A batch with more keys is told as "anything".
 const BATCH: usize = 1_000;
 
@@ -73,7 +75,7 @@ impl Node for RedisNode {
         let shared = &self.shared;
         let seen = self.over(&mut open, async |conn, run| look::look(shared, conn, run).await).await?;
         let connection = open.as_ref().map_or(0, |open| open.number);
-        Ok(Looked { control: seen.control, now: seen.now, ids: seen.ids, connection })
+        Ok(Looked { control: seen.control, now: seen.now, ids: seen.ids, connection, seen: now_ms() })
     }
 
     async fn advance(&self, looked: &Looked, step: &Step) -> Result<bool, CacheError> {
@@ -83,13 +85,9 @@ impl Node for RedisNode {
             return Ok(false);
         }
         let shared = &self.shared;
-        let next = looked.points(step);
         let mut fields: Vec<(String, String)> = [
-            (field::POINT, next.point),
-            (field::TAKEN, next.taken.to_string()),
-            (field::EARLIER, next.earlier),
-            (field::EARLIER_TAKEN, next.earlier_taken.to_string()),
-            (field::EARLIEST, next.earliest),
+            (field::POINT, step.point.clone()),
+            (field::TAKEN, looked.now.to_string()),
             (field::ORIGIN, step.origin.clone()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
@@ -107,11 +105,6 @@ impl Node for RedisNode {
         } else {
             serde_json::to_string(&step.drop).unwrap_or_else(|_| "*".to_owned())
         };
-        let script = shared.scripts.round(
-            [&shared.control_key, &shared.stream_key],
-            [&looked.control.number.to_string(), &looked.ids.run, &looked.ids.replication, &batch],
-            &fields,
-        );
         let (drop, spare) = (&step.drop, &step.spare);
         let verdict: String = self
             .over(&mut open, async |conn, _| {
@@ -125,6 +118,21 @@ impl Node for RedisNode {
                     }
                     let _: Vec<u8> = pipe.query_async(conn).await?;
                 }
+                // Less than what may be lost by rounding and drift.
+                let elapsed = now_ms().saturating_sub(looked.seen).saturating_sub(DRIFT);
+                let script = shared.scripts.round(
+                    [&shared.control_key, &shared.stream_key],
+                    [
+                        &looked.control.number.to_string(),
+                        &looked.ids.run,
+                        &looked.ids.replication,
+                        &batch,
+                        &looked.control.epoch.to_string(),
+                        &looked.now.to_string(),
+                        &elapsed.to_string(),
+                    ],
+                    &fields,
+                );
                 Ok(script.query_async(conn).await?)
             })
             .await?;

@@ -1,9 +1,9 @@
-//! The seven scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
+//! The eight scripts. Everything else is plain commands: a script costs the server some thirty times a GET.
 
 use redis::{Cmd, Pipeline, Script};
 
 /// The texts, loaded whenever a connection is made.
-const TEXTS: [&str; 7] = [
+const TEXTS: [&str; 8] = [
     include_str!("lease.lua"),
     include_str!("fill.lua"),
     include_str!("renew.lua"),
@@ -11,6 +11,7 @@ const TEXTS: [&str; 7] = [
     include_str!("round.lua"),
     include_str!("tell.lua"),
     include_str!("spare.lua"),
+    include_str!("hold.lua"),
 ];
 
 /// The scripts by their fingerprints.
@@ -22,12 +23,13 @@ pub(super) struct Scripts {
     round: Script,
     tell: Script,
     spare: Script,
+    hold: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
-        let [lease, fill, renew, release, round, tell, spare] = TEXTS.map(Script::new);
-        Self { lease, fill, renew, release, round, tell, spare }
+        let [lease, fill, renew, release, round, tell, spare, hold] = TEXTS.map(Script::new);
+        Self { lease, fill, renew, release, round, tell, spare, hold }
     }
 
     /// Adds one `SCRIPT LOAD` for each: EVALSHA finds them from then on, until the server restarts.
@@ -61,12 +63,18 @@ impl Scripts {
         cmd
     }
 
-    pub(super) fn round(&self, keys: [&str; 2], args: [&str; 4], fields: &[(String, String)]) -> Cmd {
+    pub(super) fn round(&self, keys: [&str; 2], args: [&str; 7], fields: &[(String, String)]) -> Cmd {
         let mut cmd = redis::cmd("EVALSHA");
         cmd.arg(self.round.get_hash()).arg(keys.len()).arg(&keys).arg(&args);
         for (name, value) in fields {
             cmd.arg(name).arg(value);
         }
+        cmd
+    }
+
+    pub(super) fn hold(&self, key: &str, value: &[u8], life_ms: u64) -> Cmd {
+        let mut cmd = call(&self.hold, key);
+        cmd.arg(value).arg(life_ms);
         cmd
     }
 

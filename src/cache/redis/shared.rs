@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use deadpool_redis::{Connection, Manager, Pool};
@@ -24,11 +24,13 @@ const OWED_MAX: usize = 10_000;
 /// meanwhile and renew it.
 const AWAY: u64 = 3_000;
 
-static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Milliseconds of this process's monotonic clock.
+/// Milliseconds of a clock that is never set and that runs on while the machine sleeps.
 pub(super) fn now_ms() -> u64 {
-    u64::try_from(STARTED.elapsed().as_millis()).unwrap_or(u64::MAX)
+    #[cfg(target_os = "linux")]
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    #[cfg(not(target_os = "linux"))]
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 /// What all lanes of a process have in common.

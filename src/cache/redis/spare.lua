@@ -1,5 +1,15 @@
--- Drops whatever is there, except what another writer holds.
--- KEYS[1] entry; ARGV[1] the owner who may drop a hold of its own, or nothing.
-local head = redis.call('GETRANGE', KEYS[1], 0, 19)
-if string.sub(head, 1, 3) == 'C\1H' and string.sub(head, 5, 20) ~= ARGV[1] then return 0 end
+-- Drops whatever is there, except what writers hold.
+-- KEYS[1] entry; ARGV[1] the writer who gives up its hold, or nothing.
+local held = redis.call('GET', KEYS[1])
+if held and string.sub(held, 1, 3) == 'C\2H' then
+  local others = ''
+  for at = 81, #held, 16 do
+    local owner = string.sub(held, at, at + 15)
+    if owner ~= ARGV[1] then others = others .. owner end
+  end
+  if others ~= '' then
+    redis.call('SET', KEYS[1], string.sub(held, 1, 80) .. others, 'KEEPTTL')
+    return 0
+  end
+end
 return redis.call('UNLINK', KEYS[1])

@@ -26,11 +26,25 @@ pub(super) struct Connector {
 }
 
 /// Which database the last connection found, and since when connections find it.
-#[derive(Clone, Copy, Debug)]
-struct Origin {
-    fingerprint: u64,
-    since: Instant,
+#[derive(Clone, Debug, Default)]
+pub(super) struct Origin {
+    /// As the database says it; empty where it can't or won't.
+    text: String,
+    pub(super) fingerprint: u64,
+    since: Option<Instant>,
 }
+
+impl Origin {
+    /// Whether a connection that was made at `created` may lead elsewhere than those that were made later.
+    pub(super) fn is_former(&self, created: Instant) -> bool {
+        self.since.is_some_and(|since| created < since)
+    }
+}
+
+/// Asks whether the database can say which of its lives this is: only where changes are captured does anybody need to know.
+const KNOWS: &str = "SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace \
+                     WHERE n.nspname = 'cache_aside' AND p.proname = 'origin' \
+                     AND has_schema_privilege(n.oid, 'usage') AND has_function_privilege(p.oid, 'execute'))";
 
 impl Connector {
     pub(super) fn new(database: &config::Database) -> anyhow::Result<Self> {
@@ -49,11 +63,10 @@ impl Connector {
         let milliseconds = database.statement_timeout.as_millis();
         let setup = format!(
             "SET statement_timeout = {milliseconds}; SET idle_in_transaction_session_timeout = {}; \
-             SET bytea_output = 'hex'; SET extra_float_digits = 1; SELECT {}",
+             SET bytea_output = 'hex'; SET extra_float_digits = 1; {KNOWS}",
             milliseconds + 5_000,
-            super::feed::ORIGIN
         );
-        let origin = Arc::new(ArcSwap::from_pointee(Origin { fingerprint: 0, since: Instant::now() }));
+        let origin = Arc::default();
         Ok(Self { config, tls, setup, runtime: Handle::current(), origin })
     }
 
@@ -65,11 +78,14 @@ impl Connector {
         &self.runtime
     }
 
-    /// What a connection that was made at `created` is connected to; zero where that is not known for sure, because later
-    /// connections found something else.
-    pub(super) fn origin(&self, created: Instant) -> u64 {
-        let origin = self.origin.load();
-        if created >= origin.since { origin.fingerprint } else { 0 }
+    /// What connections lead to now.
+    pub(super) fn origin(&self) -> Arc<Origin> {
+        self.origin.load_full()
+    }
+
+    /// The same in words: system, timeline, database, and life.
+    pub(super) fn found(&self) -> String {
+        self.origin.load().text.clone()
     }
 
     /// Asks the server to stop working on the client's statement, over a connection of its own.
@@ -83,6 +99,24 @@ impl Connector {
     pub(super) async fn open(&self) -> Result<Client, Error> {
         self.connect(&self.config).await.map(|(client, _)| client)
     }
+
+    /// The same, and which database it leads to.
+    pub(super) async fn open_known(&self) -> Result<(Client, String), Error> {
+        let client = self.open().await?;
+        let rows = client.query_typed("SELECT cache_aside.origin()", &[]).await?;
+        let origin: Option<String> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
+        Ok((client, origin.unwrap_or_default()))
+    }
+}
+
+/// What the database says of itself; nothing where it can't.
+async fn origin(client: &Client) -> String {
+    let said = client.simple_query("SELECT cache_aside.origin()").await.unwrap_or_default();
+    let text = said.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    text.unwrap_or_default().to_owned()
 }
 
 impl Connect for Connector {
@@ -91,7 +125,6 @@ impl Connect for Connector {
         let known = Arc::clone(&self.origin);
         // Wherever the request came from: a connection dies with the runtime that drives it, and workers end one by one.
         let connecting = async move {
-            let since = Instant::now();
             let (client, connection) = config.connect(tls).await?;
             let driver = tokio::spawn(async move {
                 if let Err(error) = connection.await {
@@ -99,14 +132,13 @@ impl Connect for Connector {
                 }
             });
             let said = client.simple_query(&setup).await?;
-            let text = said.iter().rev().find_map(|message| match message {
-                SimpleQueryMessage::Row(row) => row.get(0),
-                _ => None,
-            });
-            let fingerprint = store::origin(text.unwrap_or_default());
+            let knows =
+                said.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
+            let text = if knows { origin(&client).await } else { String::new() };
+            let fingerprint = store::origin(&text);
             if known.load().fingerprint != fingerprint {
                 // Whatever was connected before is another database, or may be.
-                known.store(Arc::new(Origin { fingerprint, since }));
+                known.store(Arc::new(Origin { text, fingerprint, since: Some(Instant::now()) }));
             }
             Ok((client, driver))
         };

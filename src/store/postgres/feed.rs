@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::snapshot::Snapshot;
 use super::{PostgresStore, error};
-use crate::store::{Change, Owed, Since, StoreError};
+use crate::store::{Change, Owed, StoreError};
 
 /// Two index scans united; with OR the planner would read the whole table. The limit is one past what is delivered row
 /// by row.
@@ -27,6 +27,11 @@ const OWED: &str = "
 /// One plan for all rounds, over the index whatever the statistics say: they are always behind in a table like this.
 const SETUP: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET plan_cache_mode = force_generic_plan; \
                      SET jit = off";
+
+/// How much is owed, up to a limit.
+const AMOUNT: &str = "
+    SELECT count(*) FROM (SELECT FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
+                          UNION ALL SELECT FROM cache_aside.outbox WHERE xid >= $2::text::xid8 LIMIT $3) x";
 
 /// Which tables owe too much to be told row by row.
 const CROWDED: &str = "
@@ -44,16 +49,11 @@ const REST: &str = "
 pub(super) const OWN: &str = "
     SELECT relation, image::text, 0::float8 FROM cache_aside.outbox WHERE xid = pg_current_xact_id_if_assigned()";
 
-/// Which database this is, and which of its lives: another one after a restore or a failover. Empty where it only follows
-/// another.
-pub(super) const ORIGIN: &str = "
-    CASE WHEN pg_is_in_recovery() THEN '' ELSE
-      (SELECT system_identifier FROM pg_control_system()) || ':' ||
-      substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':' ||
-      (SELECT oid FROM pg_database WHERE datname = current_database()) END";
-
 /// Past so many changes of one table since the last round, all of its entries are dropped at once.
 const MOST: i64 = 10_000;
+
+/// Past so many changes in all, everything is dropped at once.
+const TOO_MUCH: i64 = 100_000;
 
 /// Rows that one sweep drops at most.
 const SWEPT: i32 = 20_000;
@@ -74,14 +74,13 @@ struct Open {
 
 impl Open {
     async fn new(store: &PostgresStore) -> Result<Self, StoreError> {
-        let client = store.inner.connector.open().await.map_err(|failed| super::unreachable(&failed))?;
+        let (client, origin) =
+            store.inner.connector.open_known().await.map_err(|failed| super::unreachable(&failed))?;
         let prepare = async {
             client.batch_execute(SETUP).await?;
-            let rows = client.query_typed(&format!("SELECT {ORIGIN}"), &[]).await?;
-            let origin = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
-            Ok((client.prepare(OWED).await?, origin.unwrap_or_default()))
+            client.prepare(OWED).await
         };
-        let (owed, origin) = prepare.await.map_err(error)?;
+        let owed = prepare.await.map_err(error)?;
         Ok(Self { client, owed, origin })
     }
 }
@@ -99,12 +98,18 @@ impl Feed {
         Self { store, open: Mutex::default(), patience }
     }
 
+    /// Which database the service's last connection found.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        self.store.inner.connector.found()
+    }
+
     /// What changed since a point in the database's history, and where that leads.
     ///
     /// # Errors
     ///
     /// [`StoreError`]: nothing is known then.
-    pub async fn owed(&self, since: Option<&Since>) -> Result<Owed, StoreError> {
+    pub async fn owed(&self, since: Option<&str>) -> Result<Owed, StoreError> {
         let mut place = self.open.lock().await;
         let kept = place.take().filter(|open| !open.client.is_closed());
         let fresh = kept.is_none();
@@ -113,10 +118,7 @@ impl Feed {
                 Some(open) => open,
                 None => Open::new(&self.store).await?,
             };
-            // A database that crashed may use the ids of lost transactions again: over a new connection, count from a
-            // point that was surely on disk.
-            let point = since.map(|since| if fresh { since.older.as_str() } else { since.point.as_str() });
-            let owed = ask(&open, point).await.map_err(error)?;
+            let owed = ask(&open, since).await.map_err(error)?;
             Ok::<_, StoreError>((open, owed))
         };
         // A new connection costs several round trips.
@@ -177,7 +179,15 @@ async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::E
         owed.origin = if follows { String::new() } else { open.origin.clone() };
         let horizon: Option<String> = first.try_get(1)?;
         let horizon = horizon.as_deref().and_then(Snapshot::parse);
-        owed.complete = since.zip(horizon).is_some_and(|(since, horizon)| since.contains(&horizon));
+        let now = Snapshot::parse(&owed.point);
+        // A database that shows less than it did was restored.
+        owed.complete = since
+            .as_ref()
+            .zip(horizon.zip(now))
+            .is_some_and(|(since, (horizon, now))| since.contains(&horizon) && now.contains(since));
+    }
+    if !owed.complete {
+        return Ok(owed);
     }
     if i64::try_from(rows.len()).unwrap_or(i64::MAX) <= MOST {
         for row in &rows {
@@ -187,7 +197,15 @@ async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::E
         }
         return Ok(owed);
     }
-    // Later statements see more, never less: what they tell covers the point that the first one gave.
+    // Too much to be told: everything begins anew.
+    let limit = TOO_MUCH + 1;
+    let params: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&under_way, Type::TEXT_ARRAY), (&next, Type::TEXT), (&limit, Type::INT8)];
+    let rows = open.client.query_typed(AMOUNT, &params).await?;
+    if rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0))? > TOO_MUCH {
+        owed.complete = false;
+        return Ok(owed);
+    }
     let params: [(&(dyn ToSql + Sync), Type); 3] =
         [(&under_way, Type::TEXT_ARRAY), (&next, Type::TEXT), (&MOST, Type::INT8)];
     let mut crowded = Vec::new();
@@ -201,6 +219,11 @@ async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::E
     for row in open.client.query_typed(REST, &params).await? {
         owed.changes.push(change(&row, 0)?);
     }
+    // The later statements see what was committed meanwhile, and lack what was swept meanwhile.
+    let rows = open.client.query_typed("SELECT horizon::text FROM cache_aside.about", &[]).await?;
+    let horizon: Option<String> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
+    let horizon = horizon.as_deref().and_then(Snapshot::parse);
+    owed.complete = since.zip(horizon).is_some_and(|(since, horizon)| since.contains(&horizon));
     Ok(owed)
 }
 

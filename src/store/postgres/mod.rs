@@ -64,6 +64,8 @@ impl std::fmt::Debug for PostgresStore {
 /// A connection out of the pool, with the right to be on it.
 struct Checked<'a> {
     client: Object,
+    /// A fingerprint of the database that it leads to.
+    origin: u64,
     _permit: SemaphorePermit<'a>,
 }
 
@@ -132,13 +134,21 @@ impl PostgresStore {
             // The semaphore is never closed.
             acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)?
         };
-        let client = match tokio::time::timeout(CONNECT, inner.pool.get()).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(deadpool_postgres::PoolError::Backend(refused))) => return Err(unreachable(&refused)),
-            Ok(Err(other)) => return Err(StoreError::Unavailable(other.to_string())),
-            Err(_) => return Err(StoreError::Unavailable("connecting took too long".into())),
-        };
-        Ok(Checked { client, _permit: permit })
+        loop {
+            let client = match tokio::time::timeout(CONNECT, inner.pool.get()).await {
+                Ok(Ok(client)) => client,
+                Ok(Err(deadpool_postgres::PoolError::Backend(refused))) => return Err(unreachable(&refused)),
+                Ok(Err(other)) => return Err(StoreError::Unavailable(other.to_string())),
+                Err(_) => return Err(StoreError::Unavailable("connecting took too long".into())),
+            };
+            // Loaded once: a later one is not this connection's.
+            let origin = inner.connector.origin();
+            if !origin.is_former(Object::metrics(&client).created) {
+                return Ok(Checked { client, origin: origin.fingerprint, _permit: permit });
+            }
+            // It may lead to a database that is the primary no more.
+            drop(Object::take(client));
+        }
     }
 
     /// Runs one prepared statement, and says which database answered. A connection that proves dead is replaced once: reading twice is safe.
@@ -150,7 +160,7 @@ impl PostgresStore {
         let mut retried = false;
         loop {
             let checked = self.checkout().await?;
-            let origin = self.inner.connector.origin(Object::metrics(&checked.client).created);
+            let origin = checked.origin;
             let run = async {
                 let statement = checked.client.prepare_cached(sql).await?;
                 checked.client.query(&statement, params).await

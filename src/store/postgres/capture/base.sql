@@ -1,4 +1,20 @@
 -- What every captured table shares: the outbox, and what bounds it. Safe to run again.
+-- What somebody else may have put there must not be adopted: triggers' functions run with our rights.
+DO $check$
+DECLARE
+  strange text;
+BEGIN
+  SELECT string_agg(DISTINCT x.owner::regrole::text, ', ') INTO strange FROM (
+    SELECT nspowner AS owner FROM pg_namespace WHERE nspname = 'cache_aside'
+    UNION SELECT relowner FROM pg_class WHERE relnamespace = to_regnamespace('cache_aside')
+    UNION SELECT proowner FROM pg_proc WHERE pronamespace = to_regnamespace('cache_aside')) x
+  WHERE x.owner <> current_user::regrole AND NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = x.owner)
+    AND x.owner <> (SELECT d.datdba FROM pg_database d WHERE d.datname = current_database());
+  IF strange IS NOT NULL THEN
+    RAISE EXCEPTION 'the schema cache_aside, or something in it, belongs to %: let that role run migrate, or drop it', strange;
+  END IF;
+END
+$check$;
 CREATE SCHEMA IF NOT EXISTS cache_aside;
 COMMENT ON SCHEMA cache_aside IS 'Change capture of cache-aside: who reads a cache learns here what changed';
 
@@ -7,7 +23,9 @@ CREATE TABLE IF NOT EXISTS cache_aside.about (
   only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
   version integer NOT NULL,
   -- What was visible in it may have been dropped from the outbox.
-  horizon pg_snapshot NOT NULL
+  horizon pg_snapshot NOT NULL,
+  -- The system and database that its snapshots are of: a dump may be restored elsewhere.
+  home text
 );
 INSERT INTO cache_aside.about (version, horizon) VALUES ({version}, '1:1:') ON CONFLICT DO NOTHING;
 
@@ -36,6 +54,45 @@ CREATE TABLE IF NOT EXISTS cache_aside.marks (
   at timestamptz PRIMARY KEY DEFAULT clock_timestamp(),
   snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot()
 );
+
+-- Emptied when the server comes back from a crash, which may have taken back commits that others have seen
+-- (synchronous_commit = off), and gives their ids to others.
+CREATE UNLOGGED TABLE IF NOT EXISTS cache_aside.life (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  id uuid NOT NULL DEFAULT gen_random_uuid()
+);
+
+-- Which database this is, and which of its lives: system, timeline, database, life. Empty on a server that only follows.
+CREATE OR REPLACE FUNCTION cache_aside.origin() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $origin$
+DECLARE
+  life uuid;
+  system text;
+  database oid;
+BEGIN
+  IF pg_is_in_recovery() THEN
+    RETURN '';
+  END IF;
+  SELECT c.system_identifier INTO system FROM pg_control_system() c;
+  SELECT d.oid INTO database FROM pg_database d WHERE d.datname = current_database();
+  IF (SELECT a.home IS DISTINCT FROM system || ':' || database FROM cache_aside.about a) THEN
+    UPDATE cache_aside.about SET home = system || ':' || database, horizon = pg_current_snapshot()
+      WHERE home IS DISTINCT FROM system || ':' || database;
+    IF FOUND THEN
+      DELETE FROM cache_aside.outbox;
+      DELETE FROM cache_aside.marks;
+      DELETE FROM cache_aside.life;
+    END IF;
+  END IF;
+  SELECT l.id INTO life FROM cache_aside.life l;
+  IF life IS NULL THEN
+    INSERT INTO cache_aside.life DEFAULT VALUES ON CONFLICT DO NOTHING;
+    SELECT l.id INTO life FROM cache_aside.life l;
+  END IF;
+  RETURN system || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':' || database || ':' || life;
+END
+$origin$;
+REVOKE ALL ON FUNCTION cache_aside.origin() FROM PUBLIC;
 
 -- Drops what everybody who was there within ten minutes has seen; what has piled up past a million rows, sooner.
 -- Answers how many rows it dropped: as many as `most` means that there may be more. Anyone may call it at any time; one at

@@ -13,29 +13,32 @@ use tokio_postgres::{Client, Error};
 
 use super::{PostgresStore, error};
 use crate::store::{Captured, StoreError, Wanted};
-use script::Level;
+use script::{Level, Written};
 
-/// One row per wanted table: how its triggers are and which columns they write.
+/// One row per wanted table: how its triggers are and which columns they write. A trigger counts if it calls the table's own
+/// function, once per row or statement as it should.
 const STATE: &str = "
     SELECT w.relation, r.relkind::text, r.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid),
            a.version, c.id::text, c.columns,
-           ARRAY(SELECT t.tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+           ARRAY(SELECT t.tgname::text || ':' || (t.tgtype & 1) FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
                  JOIN pg_namespace n ON n.oid = p.pronamespace
                  WHERE t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
-                   AND n.nspname = 'cache_aside'),
+                   AND n.nspname = 'cache_aside' AND p.proname = w.function),
            ARRAY(SELECT at.attname::text FROM pg_attribute at
-                 WHERE at.attrelid = r.oid AND at.attnum > 0 AND NOT at.attisdropped),
-           ARRAY(SELECT at.attname::text FROM pg_attribute at JOIN pg_type ty ON ty.oid = at.atttypid
-                 WHERE at.attrelid = r.oid AND at.attnum > 0 AND ty.typtype <> 'e' AND ty.oid <> ALL (ARRAY[
-                   'int2'::regtype, 'int4', 'int8', 'oid', 'text', 'varchar', 'bpchar', 'name', 'uuid', 'bool', 'numeric']))
-    FROM unnest($1::text[]) AS w (relation)
+                 WHERE at.attrelid = r.oid AND at.attnum > 0 AND NOT at.attisdropped ORDER BY at.attnum),
+           ARRAY(SELECT CASE WHEN ty.typtype = 'e' THEN 'label:' WHEN ty.typtype = 'b' AND tn.nspname = 'pg_catalog'
+                   AND ty.typname = ANY (ARRAY['int2', 'int4', 'int8', 'oid', 'text', 'varchar', 'bpchar', 'name', 'uuid',
+                     'bool', 'numeric', 'float4', 'float8', 'bytea', 'date', 'time', 'timetz', 'timestamp', 'inet', 'cidr',
+                     'macaddr']) OR ty.typname = 'citext' THEN 'json:' ELSE 'unsettled:' END
+                   || CASE WHEN tn.nspname = 'pg_catalog' THEN format_type(ty.oid, NULL)
+                      ELSE quote_ident(tn.nspname) || '.' || quote_ident(ty.typname) END
+                 FROM pg_attribute at JOIN pg_type ty ON ty.oid = at.atttypid JOIN pg_namespace tn ON tn.oid = ty.typnamespace
+                 WHERE at.attrelid = r.oid AND at.attnum > 0 AND NOT at.attisdropped ORDER BY at.attnum),
+           r.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = r.oid)
+    FROM unnest($1::text[], $2::text[]) AS w (relation, function)
     LEFT JOIN pg_class r ON r.oid = to_regclass(w.relation)
     CROSS JOIN cache_aside.about a
     LEFT JOIN cache_aside.captures c ON c.relation = w.relation";
-
-/// What decides how a value of an unusual type is written; a session may set each.
-const SETTINGS: [&str; 6] =
-    ["bytea_output", "extra_float_digits", "TimeZone", "IntervalStyle", "DateStyle", "lc_monetary"];
 
 /// How often a lock that writers hold is asked for, and how long each time: whoever waits for it makes writers wait too.
 const LOCK_ATTEMPTS: u32 = 20;
@@ -49,16 +52,18 @@ struct Found {
     version: i32,
     id: Option<String>,
     columns: Vec<String>,
+    /// Each with a 1 if it fires for each row, else a 0.
     triggers: BTreeSet<String>,
-    table_columns: Vec<String>,
-    /// Columns whose text may depend on a session's settings.
-    unsettled: BTreeSet<String>,
+    table_columns: Vec<script::Column>,
+    /// Rows of other tables are among its rows.
+    is_parent: bool,
 }
 
 impl Found {
-    /// The settings that the capture must fix.
-    fn settings<'a>(&self, all: &'a [(String, String)]) -> &'a [(String, String)] {
-        if self.columns.iter().any(|column| self.unsettled.contains(column)) { all } else { &[] }
+    /// What is written of each row.
+    fn captured(&self) -> Vec<script::Column> {
+        let column = |name: &String| self.table_columns.iter().find(|column| column.name == *name).cloned();
+        self.columns.iter().filter_map(column).collect()
     }
 
     fn level(&self) -> Level {
@@ -66,12 +71,21 @@ impl Found {
     }
 
     fn lacking_triggers(&self) -> Vec<&'static str> {
-        script::EVENTS.into_iter().filter(|event| !self.triggers.contains(&script::trigger(event))).collect()
+        let there = |event: &&'static str| {
+            let each_row = self.level() == Level::Row && *event != "truncate";
+            self.triggers.contains(&format!("{}:{}", script::trigger(&self.relation, event), u8::from(each_row)))
+        };
+        script::EVENTS.into_iter().filter(|event| !there(event)).collect()
     }
 
     fn judge(&self, wanted: &Wanted) -> Captured {
         let relation = &self.relation;
         match self.kind.as_str() {
+            "r" if self.is_parent => {
+                return Captured::Never(format!(
+                    "{relation} has inheriting tables: changes made to those directly are not seen before the TTL ends"
+                ));
+            }
             "r" | "p" => {}
             "" => return Captured::Lacking(format!("{relation} is not there")),
             "f" => {
@@ -111,7 +125,8 @@ async fn find(client: &Client, wanted: &[Wanted], installed: bool) -> Result<BTr
             .replace("cache_aside.about a", "(SELECT 0 AS version) a")
             .replace("cache_aside.captures c", "(SELECT NULL AS relation, NULL::uuid AS id, NULL::text[] AS columns) c")
     };
-    let rows = client.query_typed(&state, &[(&relations, Type::TEXT_ARRAY)]).await?;
+    let functions: Vec<String> = relations.iter().map(|relation| script::function_name(relation)).collect();
+    let rows = client.query_typed(&state, &[(&relations, Type::TEXT_ARRAY), (&functions, Type::TEXT_ARRAY)]).await?;
     let mut found = BTreeMap::new();
     for row in &rows {
         let relation: String = row.try_get(0)?;
@@ -123,12 +138,26 @@ async fn find(client: &Client, wanted: &[Wanted], installed: bool) -> Result<BTr
             id: row.try_get(4)?,
             columns: row.try_get::<_, Option<Vec<String>>>(5)?.unwrap_or_default(),
             triggers: row.try_get::<_, Vec<String>>(6)?.into_iter().collect(),
-            table_columns: row.try_get(7)?,
-            unsettled: row.try_get::<_, Vec<String>>(8)?.into_iter().collect(),
+            table_columns: columns(row.try_get(7)?, row.try_get(8)?),
+            is_parent: row.try_get::<_, Option<bool>>(9)?.unwrap_or_default(),
         };
         found.insert(relation, one);
     }
     Ok(found)
+}
+
+/// The table's columns, from their names and from their types, each with how it is written.
+fn columns(names: Vec<String>, types: Vec<String>) -> Vec<script::Column> {
+    let column = |(name, text): (String, String)| {
+        let (kind, type_name) = text.split_once(':').unwrap_or(("unsettled", ""));
+        let kind = match kind {
+            "json" => Written::Json,
+            "label" => Written::Label,
+            _ => Written::Unsettled,
+        };
+        script::Column { name, type_name: type_name.to_owned(), kind }
+    };
+    names.into_iter().zip(types).map(column).collect()
 }
 
 /// Whether an error says that nothing is installed, or that this role may not see it.
@@ -147,7 +176,10 @@ impl PostgresStore {
         let found = async {
             let found = find(&checked.client, wanted, true).await?;
             // What a round and a write will ask for: without the right to it, nothing would ever be delivered.
-            checked.client.query_typed("SELECT xid, image FROM cache_aside.outbox LIMIT 0", &[]).await?;
+            checked
+                .client
+                .query_typed("SELECT xid, image, cache_aside.origin() FROM cache_aside.outbox LIMIT 0", &[])
+                .await?;
             Ok::<_, Error>(found)
         };
         match found.await {
@@ -172,12 +204,11 @@ impl PostgresStore {
     /// [`StoreError`] where the database could not describe the tables.
     pub async fn install_script(&self, wanted: &[Wanted], role: Option<&str>) -> Result<String, StoreError> {
         let checked = self.checkout().await?;
-        let settings = settings(&checked.client).await.map_err(error)?;
         let mut all = format!("BEGIN;\n{}COMMIT;\n", script::base());
         for table in merged(&checked.client, wanted).await.map_err(error)? {
             let forget =
                 if table.lacking_triggers().is_empty() { String::new() } else { script::forget(&table.relation) };
-            let install = script::table(&table.relation, &table.columns, table.level(), table.settings(&settings));
+            let install = script::table(&table.relation, &table.captured(), table.level());
             for part in ["BEGIN;\nSET LOCAL lock_timeout = '", LOCK_PATIENCE, "';\n", &forget, &install, "COMMIT;\n"] {
                 all.push_str(part);
             }
@@ -203,7 +234,6 @@ impl PostgresStore {
                 .batch_execute("SET statement_timeout = 0; SELECT pg_advisory_lock(hashtext('cache_aside.migrate'))")
                 .await?;
             client.batch_execute(&format!("BEGIN; {} COMMIT", script::base())).await?;
-            let settings = settings(client).await?;
             let before = find(client, wanted, true).await?;
             for table in merged(client, wanted).await? {
                 let lacking = table.lacking_triggers();
@@ -214,7 +244,7 @@ impl PostgresStore {
                 }
                 // After a gap, what was cached before must not be used again.
                 let forget = if lacking.is_empty() { String::new() } else { script::forget(&table.relation) };
-                let install = script::table(&table.relation, &table.columns, table.level(), table.settings(&settings));
+                let install = script::table(&table.relation, &table.captured(), table.level());
                 locked(client, &format!("{forget}{install}")).await?;
                 done.push(format!("{}: captured, with {}", table.relation, list(&table.columns)));
             }
@@ -282,18 +312,8 @@ async fn merged(client: &Client, wanted: &[Wanted]) -> Result<Vec<Found>, Error>
         let asked = wanted.iter().filter(|wanted| wanted.relation == table.relation).flat_map(|wanted| &wanted.columns);
         let columns: BTreeSet<&String> = asked.chain(&table.columns).collect();
         // A column that is gone would only make every statement "anything may have changed".
-        table.columns = columns.into_iter().filter(|column| table.table_columns.contains(column)).cloned().collect();
+        let there = |name: &&String| table.table_columns.iter().any(|column| column.name == **name);
+        table.columns = columns.into_iter().filter(there).cloned().collect();
     }
     Ok(tables)
-}
-
-async fn settings(client: &Client) -> Result<Vec<(String, String)>, Error> {
-    let mut settings = Vec::new();
-    for name in SETTINGS {
-        let rows = client.query_typed("SELECT current_setting($1)", &[(&name, Type::TEXT)]).await?;
-        if let Some(row) = rows.first() {
-            settings.push((name.to_owned(), row.try_get(0)?));
-        }
-    }
-    Ok(settings)
 }

@@ -35,36 +35,60 @@ pub(super) fn grant(role: &str) -> String {
     format!(
         "GRANT USAGE ON SCHEMA cache_aside TO {role};\n\
          GRANT SELECT ON cache_aside.about, cache_aside.captures, cache_aside.outbox TO {role};\n\
-         GRANT EXECUTE ON FUNCTION cache_aside.sweep(integer) TO {role};\n"
+         GRANT EXECUTE ON FUNCTION cache_aside.sweep(integer), cache_aside.origin() TO {role};\n"
     )
+}
+
+/// A captured column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Column {
+    pub(super) name: String,
+    /// Its type as the installer saw it: of another one the function knows nothing.
+    pub(super) type_name: String,
+    pub(super) kind: Written,
+}
+
+/// How a value becomes text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// As in the row's JSON, the same in every session.
+    Json,
+    /// An enum's label, by its own output: a user's cast to JSON must not run with the rights of the function's owner.
+    Label,
+    /// Differently in each session, or by a user's own function: such a row can't be told.
+    Unsettled,
 }
 
 /// The name of a table's function: readable, and as good as unique.
 pub(super) fn function(relation: &str) -> String {
+    format!("cache_aside.{}", quote(&function_name(relation)))
+}
+
+/// The same without quotes and schema.
+pub(super) fn function_name(relation: &str) -> String {
     let readable: String = relation.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '_').collect();
     let readable: String = readable.chars().take(36).collect();
-    format!("cache_aside.{}", quote(&format!("{readable}_{:016x}", xxh3_64(relation.as_bytes()))))
+    format!("{readable}_{:016x}", xxh3_64(relation.as_bytes()))
 }
 
 /// The events that are captured.
 pub(super) const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
-/// The name of a trigger.
-pub(super) fn trigger(event: &str) -> String {
-    format!("cache_aside_{event}")
+/// The name of a trigger. A partition has its parent's and may have its own.
+pub(super) fn trigger(relation: &str, event: &str) -> String {
+    format!("cache_aside_{:016x}_{event}", xxh3_64(relation.as_bytes()))
 }
 
-/// Installs, or brings up to date, the capture of one table. `settings` fix what a session may have set and what decides
-/// how a value is written.
-pub(super) fn table(relation: &str, columns: &[String], level: Level, settings: &[(String, String)]) -> String {
+/// Installs, or brings up to date, the capture of one table.
+pub(super) fn table(relation: &str, columns: &[Column], level: Level) -> String {
     let (function, name) = (function(relation), literal(relation));
     let body = match level {
         Level::Statement => by_statement(&name, columns),
         Level::Row => by_row(&name, columns),
     };
-    let settings: String =
-        settings.iter().map(|(name, value)| format!(" SET {} = {}", quote(name), literal(value))).collect();
-    let names: Vec<String> = columns.iter().map(|column| literal(column)).collect();
+    // What a session may have set and what decides how numbers and bytes are written; services set the same.
+    let settings = " SET bytea_output = hex SET extra_float_digits = 1";
+    let names: Vec<String> = columns.iter().map(|column| literal(&column.name)).collect();
     // A tag that the body can't hold: names may have any letters.
     let tag = format!("$capture_{:x}$", xxh3_64(body.as_bytes()));
     let mut script = format!(
@@ -84,7 +108,7 @@ pub(super) fn table(relation: &str, columns: &[String], level: Level, settings: 
         let _ = writeln!(
             script,
             "CREATE OR REPLACE TRIGGER {} AFTER {} ON {relation}{rows} FOR EACH {each} EXECUTE FUNCTION {function}();",
-            trigger(event),
+            trigger(relation, event),
             event.to_uppercase()
         );
     }
@@ -107,31 +131,39 @@ fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// Whether the statement can't be told row by row: the table was emptied, or a captured column was dropped or renamed since
-/// (then the rest of the function would fail, and with it everybody's writes).
-fn anything(columns: &[String]) -> String {
+/// Whether the statement can't be told row by row: the table was emptied, or a captured column was dropped, renamed or
+/// made of another type since (then the rest of the function would fail, and with it everybody's writes).
+fn anything(columns: &[Column]) -> String {
     if columns.is_empty() {
         return "TG_OP = 'TRUNCATE'".into();
     }
-    let names: Vec<String> = columns.iter().map(|column| literal(column)).collect();
+    if columns.iter().any(|column| column.kind == Written::Unsettled) {
+        return "true".into();
+    }
+    let known: Vec<String> =
+        columns.iter().map(|column| format!("({}, {})", literal(&column.name), literal(&column.type_name))).collect();
     format!(
-        "TG_OP = 'TRUNCATE' OR (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = TG_RELID \
-         AND a.attname IN ({}) AND NOT a.attisdropped) <> {}",
-        names.join(", "),
+        "TG_OP = 'TRUNCATE' OR (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = TG_RELID AND NOT a.attisdropped \
+         AND (a.attname::text, format_type(a.atttypid, NULL)) IN ({})) <> {}",
+        known.join(", "),
         columns.len()
     )
 }
 
 /// The captured columns of a row, each as the text that it has in the row's JSON.
-fn image(row: &str, columns: &[String]) -> String {
-    let parts: Vec<String> = columns
-        .iter()
-        .map(|column| format!("{}, to_jsonb({row}.{}) #>> '{{}}'", literal(column), quote(column)))
-        .collect();
+fn image(row: &str, columns: &[Column]) -> String {
+    let part = |column: &Column| {
+        let (name, value) = (literal(&column.name), format!("{row}.{}", quote(&column.name)));
+        match column.kind {
+            Written::Label => format!("{name}, CASE WHEN {value} IS NOT NULL THEN format('%s', {value}) END"),
+            Written::Json | Written::Unsettled => format!("{name}, to_jsonb({value}) #>> '{{}}'"),
+        }
+    };
+    let parts: Vec<String> = columns.iter().map(part).collect();
     format!("jsonb_build_object({})", parts.join(", "))
 }
 
-fn by_statement(name: &str, columns: &[String]) -> String {
+fn by_statement(name: &str, columns: &[Column]) -> String {
     let everything = format!("INSERT INTO cache_aside.outbox (relation) VALUES ({name});");
     // The rows are named only where the event has them: a condition that names others can't even be read.
     let arm = |event: &str, counted: &str, images: &str| {
@@ -154,7 +186,7 @@ fn by_statement(name: &str, columns: &[String]) -> String {
     )
 }
 
-fn by_row(name: &str, columns: &[String]) -> String {
+fn by_row(name: &str, columns: &[Column]) -> String {
     let (old, new, anything) = (image("OLD", columns), image("NEW", columns), anything(columns));
     format!(
         "BEGIN\n  IF {anything} THEN\n    INSERT INTO cache_aside.outbox (relation) VALUES ({name});\n\
