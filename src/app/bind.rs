@@ -176,10 +176,13 @@ async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<V
         return Ok(vec![Problem::warning(words)]);
     }
     let (mut ids, mut problems) = (Vec::new(), Vec::new());
-    let mut lacking = false;
+    let (mut lacking, mut partial) = (false, false);
     for captured in store.captured(&wanted).await? {
         match captured {
-            Captured::Complete(id) => ids.push(id),
+            Captured::Complete { id, partial: some } => {
+                ids.push(id);
+                partial |= some;
+            }
             Captured::Lacking(words) => {
                 lacking = true;
                 problems.push(Problem::bypass(format!("{words}; served past the cache until then")));
@@ -187,7 +190,14 @@ async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<V
             Captured::Never(words) => problems.push(Problem::warning(words)),
         }
     }
-    resource.captured(&ids, lacking);
+    resource.captured(&ids, lacking, partial);
+    if resource.capture == Capture::On && partial && !resource.table.is_view {
+        let words = format!(
+            "the log tells only the identity of a changed row's past: {}; ALTER TABLE {} REPLICA IDENTITY FULL avoids that",
+            "a change drops more than it would have to, such as all lists", resource.table.name
+        );
+        problems.push(Problem::warning(words));
+    }
     problems.dedup();
     Ok(problems)
 }

@@ -21,11 +21,11 @@ use crate::cache::AnyCache;
 use crate::cache::memory::MemoryCache;
 use crate::cache::redis::RedisCache;
 use crate::catalog::Catalog;
-use crate::config::{self, Config};
+use crate::config::{Config, InvalidationMode};
 use crate::http::{self, Front, Gate, Health, Settings};
 use crate::invalidation::{Pace, Rounds};
 use crate::store::AnyStore;
-use crate::store::postgres::{Feed, PostgresStore};
+use crate::store::postgres::{Decoder, Feed, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
 
@@ -61,10 +61,11 @@ pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
 /// # Errors
 ///
 /// A URL or certificate that can't be used.
-pub fn open_store(config: &config::Database) -> anyhow::Result<AnyStore> {
-    Ok(match config.url.scheme() {
-        "sqlite" => AnyStore::Sqlite(SqliteStore::new(config).context("database.url can't be used")?),
-        _ => AnyStore::Postgres(PostgresStore::new(config).context("database.url can't be used")?),
+pub fn open_store(config: &Config) -> anyhow::Result<AnyStore> {
+    let (database, mode) = (&config.database, config.invalidation.mode);
+    Ok(match database.url.scheme() {
+        "sqlite" => AnyStore::Sqlite(SqliteStore::new(database).context("database.url can't be used")?),
+        _ => AnyStore::Postgres(PostgresStore::new(database, mode).context("database.url can't be used")?),
     })
 }
 
@@ -155,6 +156,11 @@ impl App {
         ];
         if let Some(rounds) = rounds(&front, &self.config) {
             watches.push(tokio::spawn(rounds.run()));
+        }
+        if let (InvalidationMode::Wal, AnyStore::Postgres(store)) = (self.config.invalidation.mode, front.aside.store())
+        {
+            let decoder = Decoder::new(store.clone(), Arc::clone(front.aside.metrics()));
+            watches.push(tokio::spawn(decoder.run()));
         }
         for missing in &front.settings.not_built_yet {
             tracing::warn!("{missing}");

@@ -53,7 +53,7 @@ impl Store for Script {
     async fn write(&self, _: &Resource, write: Write, _: &LastWord) -> Result<Written, WriteError> {
         let Write::Delete { key, .. } = write else { return Err(WriteError::NotFound) };
         self.value.fetch_add(1, Ordering::SeqCst);
-        Ok(Written { row: None, key, lists: Vec::new(), changes: Vec::new() })
+        Ok(Written { row: None, key, lists: Vec::new(), changes: Vec::new(), incomplete: false })
     }
 
     async fn describe(&self, _: &TableName) -> Result<Option<Table>, StoreError> {

@@ -165,7 +165,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
         owner: Option<Fence>,
     ) -> bool {
         let plan = self.touched(resource, asked, written);
-        let mut told = true;
+        let mut told = !written.incomplete;
         for (name, keys) in plan.drop {
             self.metrics.resource(&name).invalidated_by_write(keys.len() as u64);
             let keys: Vec<&str> = keys.iter().map(String::as_str).collect();

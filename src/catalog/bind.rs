@@ -101,6 +101,7 @@ pub fn bind(
         statements: Statements::default(),
         depends_on: Vec::new(),
         groups: Vec::new(),
+        list_groups: Vec::new(),
         hold: declared.consistency == config::Consistency::Hold,
         capture: super::Capture::Off,
     };

@@ -32,6 +32,9 @@ pub struct Mapping {
     /// The columns of cached lists.
     #[serde(rename = "l")]
     lists: Vec<String>,
+    /// The group of all cached lists, where a change may not tell which of them the row was in.
+    #[serde(rename = "a", default, skip_serializing_if = "Option::is_none")]
+    all_lists: Option<String>,
     /// The group that everything depending on the table shares.
     #[serde(rename = "g", default, skip_serializing_if = "Option::is_none")]
     group: Option<String>,
@@ -87,7 +90,10 @@ impl Mapping {
                 Some(Some(value)) => keys.push(list(&self.prefix, column, value)),
                 // In no list.
                 Some(None) => {}
-                None => return Effect::Everything,
+                None => match &self.all_lists {
+                    Some(all) => keys.push(all.clone()),
+                    None => return Effect::Everything,
+                },
             }
         }
         Effect::Drop(keys)
@@ -109,6 +115,7 @@ impl Resource {
             prefix: format!("{}{}", self.key_prefix, self.name),
             key: Vec::new(),
             lists: Vec::new(),
+            all_lists: None,
             group: None,
             hold: false,
         };
@@ -118,7 +125,9 @@ impl Resource {
         if !self.table.is_view {
             let key = self.key_columns().map(|column| column.name.clone()).collect();
             let lists = self.cached_lists().map(|column| column.name.clone()).collect();
-            all.push(Mapping { key, lists, hold: self.hold, ..bare(&self.table.relation()) });
+            // Beyond what everything here depends on.
+            let all_lists = self.list_groups.get(self.groups.len()).cloned();
+            all.push(Mapping { key, lists, all_lists, hold: self.hold, ..bare(&self.table.relation()) });
         }
         all
     }
@@ -140,6 +149,7 @@ mod tests {
             prefix: "p:lines".into(),
             key: vec!["order_id".into(), "line_no".into()],
             lists: vec!["product".into()],
+            all_lists: None,
             group: None,
             hold: false,
         }
@@ -161,6 +171,9 @@ mod tests {
         assert_eq!(mapping().effect(None), Effect::Everything);
         let lacking = image(&[("order_id", Some("7")), ("line_no", Some("1"))]);
         assert_eq!(mapping().effect(Some(&lacking)), Effect::Everything);
+        let grouped = Mapping { all_lists: Some("p:all".into()), ..mapping() };
+        let expected = Effect::Drop(vec!["p:lines:7,1".into(), "p:all".into()]);
+        assert_eq!(grouped.effect(Some(&lacking)), expected);
         let in_no_list = image(&[("order_id", Some("7")), ("line_no", Some("1")), ("product", None)]);
         assert_eq!(mapping().effect(Some(&in_no_list)), Effect::Drop(vec!["p:lines:7,1".into()]));
     }

@@ -109,6 +109,8 @@ pub struct Resource {
     pub depends_on: Vec<String>,
     /// For each of them, the cache key of the generation that all its dependants share.
     pub groups: Vec<String>,
+    /// The same for lists, where changes don't tell which of them they concern: any change drops them all.
+    pub list_groups: Vec<String>,
     /// Writers hold entries while they commit, so that no reader is ever ahead of another.
     pub hold: bool,
     /// Whether changes by others are seen. Where they aren't and should be, nothing is cached.
@@ -216,7 +218,9 @@ impl Resource {
     /// Makes everything here depend on a table, named as SQL has it.
     pub fn depend_on(&mut self, relation: String, key_prefix: &str) {
         if !self.depends_on.contains(&relation) {
-            self.groups.push(format!("{key_prefix}cache-aside:group:{relation}"));
+            let group = format!("{key_prefix}cache-aside:group:{relation}");
+            self.groups.push(group.clone());
+            self.list_groups.push(group);
             self.depends_on.push(relation);
         }
     }
@@ -233,9 +237,13 @@ impl Resource {
         all
     }
 
-    /// Learns that changes are captured by installations of these ids, and whether any is lacking. What was cached under
-    /// other installations may have missed changes between them, so it is of another shape.
-    pub fn captured(&mut self, ids: &[String], lacking: bool) {
+    /// Learns that changes are captured by installations of these ids, whether any is lacking, and whether they leave out
+    /// what a row was before. What was cached under other installations may have missed changes between them, so it is of
+    /// another shape.
+    pub fn captured(&mut self, ids: &[String], lacking: bool, partial: bool) {
+        if partial {
+            self.list_groups.push(format!("{}cache-aside:lists:{}", self.key_prefix, self.name));
+        }
         if lacking {
             self.capture = Capture::Lacking;
         } else if !ids.is_empty() {

@@ -81,11 +81,15 @@ impl Target {
     /// Where its entry is kept.
     #[must_use]
     pub fn place(&self) -> Place<'_> {
+        let groups = match &self.what {
+            What::Row(_) => &self.resource.groups,
+            What::List { .. } => &self.resource.list_groups,
+        };
         Place {
             key: &self.entry,
             resource: &self.resource.name,
             shape: self.resource.shape,
-            groups: &self.resource.groups,
+            groups,
             local_ttl: self.policy().local_ttl,
             strict: self.resource.hold,
         }

@@ -97,7 +97,7 @@ fn load(file: Option<&Path>, env: &Env) -> Result<(Config, bool), ConfigError> {
 
 /// The configured database; the demo's gets its tables.
 async fn store(config: &Config, is_demo: bool) -> anyhow::Result<AnyStore> {
-    let store = open_store(&config.database)?;
+    let store = open_store(config)?;
     if let (true, AnyStore::Sqlite(store)) = (is_demo, &store) {
         store.execute(demo::SQL).await?;
     }

@@ -1,14 +1,12 @@
 //! What a configuration may ask for and this version does not do: said at start, so that nobody relies on it.
 
-use super::{AccessLevel, Config, InvalidationMode};
+use super::{AccessLevel, Config};
 
 impl Config {
     /// What this configuration asks for and this version does not do yet: one sentence each.
     #[must_use]
     pub fn not_built_yet(&self) -> Vec<String> {
-        let wal = self.invalidation.mode == InvalidationMode::Wal;
         let settings = [
-            (wal, "invalidation.mode wal is not built yet: the outbox with its triggers is used"),
             (self.database.replica_url.is_some(), "database.replica_url is not built yet: fills read the primary"),
             (!self.telemetry.otlp_endpoint.is_empty(), "telemetry.otlp_endpoint is not built yet: no traces are sent"),
             (!self.queries.is_empty(), "queries are not built yet: they are not served"),

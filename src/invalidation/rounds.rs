@@ -48,6 +48,9 @@ const FORMER: Duration = Duration::from_secs(10);
 /// Between two sweeps of the outbox, and two counts of its rows.
 const SWEEP: Duration = Duration::from_secs(30);
 
+/// Between two looks at how far behind the decoder is.
+const WATCH: Duration = Duration::from_secs(5);
+
 /// Why the last round failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
@@ -100,7 +103,7 @@ impl Rounds {
 
     /// Runs for as long as the service does.
     pub async fn run(self) {
-        tokio::join!(self.keep_current(), self.sweep());
+        tokio::join!(self.keep_current(), self.sweep(), self.watch_decoder());
     }
 
     async fn keep_current(&self) {
@@ -200,6 +203,18 @@ impl Rounds {
             }
         }
         Ok(moved)
+    }
+
+    /// Tells in metrics how far behind the decoder is, where there is one.
+    async fn watch_decoder(&self) {
+        loop {
+            match self.feed.decoder_lag().await {
+                Ok(Some((lag, retained))) => self.metrics.replication_slot(lag, retained),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "how far the decoder is behind is not known"),
+            }
+            tokio::time::sleep(WATCH).await;
+        }
     }
 
     /// Drops what nobody needs from the outbox, now and then.

@@ -14,8 +14,13 @@ pub struct Wanted {
 /// How far changes of a table are captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Captured {
-    /// All of them, by an installation of this id.
-    Complete(String),
+    /// All of them.
+    Complete {
+        /// By this installation.
+        id: String,
+        /// Not every wanted column of a row comes as it was before the change.
+        partial: bool,
+    },
     /// Not, or not yet: what is missing and what to do.
     Lacking(String),
     /// They can't be: why, and what that means.

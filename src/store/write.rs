@@ -183,6 +183,8 @@ pub struct Written {
     pub lists: Vec<(usize, String)>,
     /// Everything that its transaction changed, where changes are captured: cascades and what triggers did, too.
     pub changes: Vec<Change>,
+    /// There may be more changes, which are not known yet.
+    pub incomplete: bool,
 }
 
 /// Asked before a write is committed, with its row locks taken. Without an answer, nothing is committed.

@@ -152,6 +152,8 @@ pub struct Metrics {
     invalidations: IntCounterVec,
     invalidation_lag: Histogram,
     outbox_rows: IntGauge,
+    slot_lag: IntGauge,
+    slot_retained: IntGauge,
     staleness: GaugeVec,
     untrusted: CounterVec,
     consistency_checks: IntCounterVec,
@@ -239,6 +241,20 @@ impl Metrics {
                 IntGauge::new(
                     "cache_aside_outbox_rows",
                     "Changes that the database keeps for caches; counted up to 1000001",
+                )?,
+            )?,
+            slot_lag: register(
+                &registry,
+                IntGauge::new(
+                    "cache_aside_replication_slot_lag_bytes",
+                    "Log that the decoder has not told of yet (invalidation.mode wal)",
+                )?,
+            )?,
+            slot_retained: register(
+                &registry,
+                IntGauge::new(
+                    "cache_aside_replication_slot_retained_bytes",
+                    "Log that the database keeps for the decoder (invalidation.mode wal)",
                 )?,
             )?,
             staleness: register(
@@ -452,6 +468,12 @@ impl Metrics {
     /// Sets how many changes the database keeps.
     pub fn outbox_rows(&self, rows: i64) {
         self.outbox_rows.set(rows);
+    }
+
+    /// How far behind the decoder is, and what the database keeps for it, in bytes.
+    pub fn replication_slot(&self, lag: i64, retained: i64) {
+        self.slot_lag.set(lag);
+        self.slot_retained.set(retained);
     }
 
     /// Sets how far behind a node is, in seconds; `None`: nobody knows.

@@ -249,6 +249,8 @@ pub struct World {
     pub database: Database,
     pub redis_url: String,
     pub prefix: String,
+    /// Changes are read from the log, not from triggers.
+    decoding: bool,
 }
 
 impl World {
@@ -257,7 +259,12 @@ impl World {
         let database = Postgres::shared().await.create_database().await;
         database.client().await.batch_execute(schema).await.expect("the schema is sound");
         let prefix = format!("t{}-{}:", std::process::id(), PREFIXES.fetch_add(1, Ordering::Relaxed));
-        Self { database, redis_url: Redis::shared().await.url(), prefix }
+        Self { database, redis_url: Redis::shared().await.url(), prefix, decoding: false }
+    }
+
+    /// The same, for services that decode the log.
+    pub async fn decoding(schema: &str) -> Self {
+        Self { decoding: true, ..Self::new(schema).await }
     }
 
     /// A configuration that uses both; `rest` holds the resources and all else.
@@ -270,6 +277,9 @@ impl World {
         );
         if !rest.contains("access:") {
             config.push_str("access: { write: public, refresh: public, admin: public }\n");
+        }
+        if self.decoding && !rest.contains("invalidation:") {
+            config.push_str("invalidation: { mode: wal }\n");
         }
         config + rest
     }

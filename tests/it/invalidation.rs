@@ -6,14 +6,14 @@ use crate::app::{App, PATIENCE, World, command};
 use crate::faults::Proxy;
 use crate::servers::{Postgres, Redis};
 
-const SCHEMA: &str = "
+pub const SCHEMA: &str = "
     CREATE TABLE team (id int PRIMARY KEY, name text);
     INSERT INTO team SELECT g, 'team ' || g FROM generate_series(1, 3) g;
     CREATE TABLE item (id int PRIMARY KEY, team_id int REFERENCES team ON DELETE CASCADE, v int NOT NULL DEFAULT 0);
     INSERT INTO item SELECT g, 1 + g % 2, 0 FROM generate_series(1, 100) g;
     CREATE VIEW board AS SELECT i.id, i.v, t.name FROM item i JOIN team t ON t.id = i.team_id;";
 
-const RESOURCES: &str = "resources: { item: { write: [create, update, delete], lists: { team_id: {} } }, \
+pub const RESOURCES: &str = "resources: { item: { write: [create, update, delete], lists: { team_id: {} } }, \
                          team: { write: [update, delete] }, board: { key: id, depends_on: [item, team] } }\n";
 
 /// What no hit may be further behind than.
@@ -21,7 +21,7 @@ const PROMISE: Duration = Duration::from_secs(1);
 
 /// Reads at all replicas until each has answered as expected. A hit that began later than the promise allows must be right
 /// at once, unless it is marked.
-async fn seen(apps: &[&App], path: &str, expected: &str) {
+pub async fn seen(apps: &[&App], path: &str, expected: &str) {
     let changed = Instant::now();
     for app in apps {
         loop {
@@ -47,7 +47,7 @@ async fn seen(apps: &[&App], path: &str, expected: &str) {
 }
 
 /// Reads until it comes from the cache.
-async fn warm(apps: &[&App], paths: &[&str]) {
+pub async fn warm(apps: &[&App], paths: &[&str]) {
     for app in apps {
         for path in paths {
             let hit = |reply: &crate::app::Reply| reply.header("cache-status").starts_with("cache-aside; hit");
@@ -58,7 +58,10 @@ async fn warm(apps: &[&App], paths: &[&str]) {
 
 #[tokio::test]
 async fn every_kind_of_change_by_others_is_seen_at_every_replica() {
-    let world = World::new(SCHEMA).await;
+    every_kind(World::new(SCHEMA).await).await;
+}
+
+pub async fn every_kind(world: World) {
     let (one, two) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
     let both = [&one, &two];
     let (row, absent, list, other, view) =
@@ -97,7 +100,10 @@ async fn every_kind_of_change_by_others_is_seen_at_every_replica() {
 
 #[tokio::test]
 async fn a_transaction_that_began_early_and_ends_late_is_seen() {
-    let world = World::new(SCHEMA).await;
+    early_and_late(World::new(SCHEMA).await).await;
+}
+
+pub async fn early_and_late(world: World) {
     let app = world.app(RESOURCES).await;
     let slow = world.database.client().await;
     slow.batch_execute("BEGIN; UPDATE item SET v = 1 WHERE id = 1; SAVEPOINT s; UPDATE item SET v = 2 WHERE id = 2")
@@ -117,15 +123,22 @@ async fn a_transaction_that_began_early_and_ends_late_is_seen() {
 
 #[tokio::test]
 async fn what_a_write_changes_by_cascades_and_triggers_is_new_at_once_at_another_replica() {
-    let schema = format!(
+    cascades(World::new(&with_cascades()).await).await;
+}
+
+/// A team with a thousand items, and a trigger that changes the team of an item.
+pub fn with_cascades() -> String {
+    format!(
         "{SCHEMA}
          INSERT INTO team VALUES (9, 'many'); INSERT INTO item SELECT g, 9, 0 FROM generate_series(1001, 2000) g;
          CREATE FUNCTION follow() RETURNS trigger LANGUAGE plpgsql AS
            $$ BEGIN UPDATE team SET name = 'followed ' || NEW.v WHERE id = NEW.team_id; RETURN NEW; END $$;
          CREATE CONSTRAINT TRIGGER follow AFTER UPDATE ON item DEFERRABLE INITIALLY DEFERRED
            FOR EACH ROW EXECUTE FUNCTION follow();"
-    );
-    let world = World::new(&schema).await;
+    )
+}
+
+pub async fn cascades(world: World) {
     let (writer, reader) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
     let rows: Vec<String> = (1001..=2000).step_by(37).map(|id| format!("/api/item/{id}")).collect();
     let paths: Vec<&str> = rows.iter().map(String::as_str).chain(["/api/item?team_id=9", "/api/team/1"]).collect();
@@ -139,12 +152,15 @@ async fn what_a_write_changes_by_cascades_and_triggers_is_new_at_once_at_another
     assert!(reader.get("/api/team/1").await.text.contains("followed 4"), "a deferred trigger's work counts too");
 }
 
+pub const MANY_ITEMS: &str =
+    "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item SELECT g, 0 FROM generate_series(1, 100000) g;";
+
 #[tokio::test]
 async fn a_very_large_statement_drops_the_whole_resource() {
-    let world = World::new(
-        "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item SELECT g, 0 FROM generate_series(1, 100000) g;",
-    )
-    .await;
+    very_large(World::new(MANY_ITEMS).await).await;
+}
+
+pub async fn very_large(world: World) {
     let app = world.app("resources: { item: {} }").await;
     let paths: Vec<String> = (1..100_000).step_by(9_973).map(|id| format!("/api/item/{id}")).collect();
     for path in &paths {
@@ -161,14 +177,17 @@ async fn a_very_large_statement_drops_the_whole_resource() {
     seen(&[&app], &paths[1], r#""v":2"#).await;
 }
 
+pub const PARTITIONED: &str =
+    "CREATE TABLE event (id int, day date, v int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+         CREATE TABLE event_1 PARTITION OF event FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+         INSERT INTO event VALUES (1, '2026-01-05', 0);";
+
 #[tokio::test]
 async fn partitions_are_captured_and_those_that_come_later_too() {
-    let world = World::new(
-        "CREATE TABLE event (id int, day date, v int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
-         CREATE TABLE event_1 PARTITION OF event FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
-         INSERT INTO event VALUES (1, '2026-01-05', 0);",
-    )
-    .await;
+    partitions(World::new(PARTITIONED).await).await;
+}
+
+pub async fn partitions(world: World) {
     let app = world.app("resources: { event: { lists: { id: {} } } }").await;
     let (row, list) = ("/api/event/1,2026-01-05", "/api/event?id=1");
     warm(&[&app], &[row, list]).await;
@@ -310,7 +329,10 @@ async fn a_captured_column_that_goes_breaks_nobodys_writes() {
 
 #[tokio::test]
 async fn whoever_runs_the_rounds_may_die_or_stop_and_another_goes_on() {
-    let world = World::new(SCHEMA).await;
+    die_or_stop(World::new(SCHEMA).await).await;
+}
+
+pub async fn die_or_stop(world: World) {
     // The first to start is the one that runs them.
     let mut first = world.app(RESOURCES).await;
     let (second, third) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
@@ -449,7 +471,10 @@ async fn a_replica_cut_off_from_the_cache_or_the_database_alone_serves_nothing_o
 
 #[tokio::test]
 async fn deployments_with_caches_of_their_own_do_not_disturb_each_other() {
-    let world = World::new(SCHEMA).await;
+    deployments(World::new(SCHEMA).await).await;
+}
+
+pub async fn deployments(world: World) {
     let mut blue_redis = Redis::start().await;
     let green = world.app(RESOURCES).await;
     let blue = App::start(&world.config(RESOURCES).replace(&world.redis_url, &blue_redis.url())).await;
@@ -509,7 +534,10 @@ const LOCAL: &str = "resources: { item: { local_ttl: 1h, write: [create, update,
 
 #[tokio::test]
 async fn the_tier_in_process_learns_of_every_change() {
-    let world = World::new(SCHEMA).await;
+    tier_in_process(World::new(SCHEMA).await).await;
+}
+
+pub async fn tier_in_process(world: World) {
     let (one, two) = (world.app(LOCAL).await, world.app(LOCAL).await);
     let both = [&one, &two];
     let (row, absent, list) = ("/api/item/7", "/api/item/1007", "/api/item?team_id=2");

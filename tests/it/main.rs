@@ -20,4 +20,5 @@ mod stampede;
 mod store_suite;
 mod telemetry;
 mod tls;
+mod wal;
 mod writes;

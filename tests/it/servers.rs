@@ -45,13 +45,15 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// `synchronous_commit` stays on: without `fsync` it costs nothing, and off would let [`Postgres::kill`] lose what was
 /// committed in the last half second. `mmap` keeps dynamic shared memory in the data folder; elsewhere it would outlive
 /// a killed server.
-const POSTGRES_SETTINGS: [&str; 9] = [
+const POSTGRES_SETTINGS: [&str; 11] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
     "max_connections=100",
     "fsync=off",
     "full_page_writes=off",
     "wal_level=logical",
+    "max_replication_slots=50",
+    "max_wal_senders=50",
     "timezone=UTC",
     "log_timezone=UTC",
     "dynamic_shared_memory_type=mmap",

@@ -37,7 +37,7 @@ impl Shelf {
     async fn open(url: &str, schema: Option<&'static str>) -> Self {
         let text = format!("database: {{ url: \"{url}\" }}\n{CONFIG}");
         let config = Config::from_yaml(&text, "test", &Env::default()).expect("it is sound");
-        let store = open_store(&config.database).expect("the URL is sound");
+        let store = open_store(&config).expect("the URL is sound");
         if let (AnyStore::Sqlite(store), Some(schema)) = (&store, schema) {
             store.execute(schema).await.expect("the schema is sound");
         }
@@ -204,7 +204,7 @@ async fn a_statement_that_takes_too_long_is_ended_by_the_database_itself() {
         database.url
     );
     let config = Config::from_yaml(&text, "test", &Env::default()).expect("it is sound");
-    let store = open_store(&config.database).expect("the URL is sound");
+    let store = open_store(&config).expect("the URL is sound");
     let State::Ready(slow, _) = &look(&store, &config).await.0.resources["slow"] else { panic!("it is served") };
     let target = slow.row(vec!["1".into()]).expect("it is a key");
     let What::Row(key) = target.what() else { unreachable!("a row was asked for") };

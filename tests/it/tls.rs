@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::app::App;
+use crate::invalidation::{seen, warm};
 use crate::servers::{Postgres, Redis};
 
 fn openssl(dir: &Path, args: &str) {
@@ -99,5 +100,57 @@ async fn both_backends_are_reached_over_tls_and_strangers_are_refused() {
             app.get("/readyz?verbose").await.text.contains("[-] database: the database can't be reached")
         })
         .await;
+    }
+}
+
+#[tokio::test]
+async fn the_log_is_decoded_with_any_kind_of_password_and_over_tls() {
+    let dir = certificates();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let hba = "host all postgres 127.0.0.1/32 trust\nhost all scrambled 127.0.0.1/32 scram-sha-256\n\
+               host all hashed 127.0.0.1/32 md5\nhostssl all plain 127.0.0.1/32 password\n";
+    std::fs::write(file("hba.conf"), hba).expect("it is ours");
+    let settings = [
+        "ssl=on".to_owned(),
+        format!("ssl_cert_file={}", file("server.crt")),
+        format!("ssl_key_file={}", file("server.key")),
+        format!("hba_file={}", file("hba.conf")),
+    ];
+    let postgres = Postgres::start_with(&settings.each_ref().map(String::as_str)).await;
+    let database = postgres.create_database().await;
+    let redis = Redis::start().await;
+    let client = database.client().await;
+    let roles =
+        [("scrambled", "scram-sha-256", "disable"), ("hashed", "md5", "prefer"), ("plain", "md5", "verify-full")];
+    client
+        .batch_execute("CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item VALUES (1, 0)")
+        .await
+        .expect("sound");
+    for (v, (role, stored, mode)) in (1..).zip(roles) {
+        let make =
+            format!("SET password_encryption = '{stored}'; CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'se:cret?'; ");
+        client.batch_execute(&make).await.expect("a superuser may");
+        let url = database.url.replace("postgres://postgres@", &format!("postgres://{role}:se%3Acret%3F@"));
+        assert_ne!(url, database.url);
+        let config = format!(
+            "database: {{ url: \"{url}?sslmode={mode}\", ca_file: \"{}\" }}\ncache: {{ url: \"{}\" }}\n\
+             invalidation: {{ mode: wal }}\nresources: {{ item: {{}} }}\n",
+            file("ca.crt"),
+            redis.url()
+        );
+        let mut app = App::start(&config).await;
+        warm(&[&app], &["/api/item/1"]).await;
+        client.batch_execute(&format!("UPDATE item SET v = {v}")).await.expect("it is sound");
+        seen(&[&app], "/api/item/1", &format!(r#""v":{v}"#)).await;
+        let encrypted = format!(
+            "SELECT s.ssl FROM pg_stat_replication r JOIN pg_stat_ssl s USING (pid) WHERE r.usename = '{role}'"
+        );
+        let row = client.query_one(&encrypted, &[]).await.expect("it decodes");
+        assert_eq!(row.get::<_, bool>(0), mode != "disable", "{role}");
+        app.signal("KILL");
+        app.ended().await;
+        // A wrong password is told apart from a server that is away.
+        let wrong = App::launch(&config.replace("se%3Acret", "wrong")).await;
+        wrong.until("refused", async |app| app.log().contains("password authentication failed")).await;
     }
 }

@@ -12,7 +12,6 @@ fn what_is_built_is_silent() {
 #[test]
 fn each_setting_without_effect_has_its_sentence() {
     for (more, key) in [
-        ("invalidation: { mode: wal }\n", "invalidation.mode wal "),
         ("telemetry: { otlp_endpoint: 'http://c:4318' }\n", "telemetry.otlp_endpoint "),
         ("queries: { q: { sql: SELECT 1 } }\n", "queries "),
         ("access: { adhoc_queries: token }\n", "access.adhoc_queries "),

@@ -74,6 +74,10 @@ impl Connector {
         &self.config
     }
 
+    pub(super) fn tls(&self) -> &MakeRustlsConnect {
+        &self.tls
+    }
+
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
     }

@@ -10,7 +10,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
 use super::snapshot::Snapshot;
-use super::{PostgresStore, error};
+use super::{PostgresStore, error, wal};
 use crate::store::{Change, Owed, StoreError};
 
 /// Two index scans united; with OR the planner would read the whole table. The limit is one past what is delivered row
@@ -23,6 +23,11 @@ const OWED: &str = "
                FROM (SELECT relation, image, at FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
                      UNION ALL SELECT relation, image, at FROM cache_aside.outbox WHERE xid >= $2::text::xid8) x
                LIMIT $3) o ON true";
+
+/// A moment: what is visible, and a position in the log behind everything that made it so.
+const MOMENT: &str = "
+    SELECT pg_current_snapshot()::text,
+           CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn()::text END";
 
 /// One plan for all rounds, over the index whatever the statistics say: they are always behind in a table like this.
 const SETUP: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET plan_cache_mode = force_generic_plan; \
@@ -44,6 +49,10 @@ const REST: &str = "
     FROM (SELECT relation, image, at FROM cache_aside.outbox WHERE xid = ANY ($1::text[]::xid8[])
           UNION ALL SELECT relation, image, at FROM cache_aside.outbox WHERE xid >= $2::text::xid8) x
     WHERE relation <> ALL ($3)";
+
+/// What one transaction has changed.
+pub(super) const OF: &str = "
+    SELECT relation, image::text, 0::float8 FROM cache_aside.outbox WHERE xid = $1::text::xid8";
 
 /// What this transaction has changed so far.
 pub(super) const OWN: &str = "
@@ -118,7 +127,8 @@ impl Feed {
                 Some(open) => open,
                 None => Open::new(&self.store).await?,
             };
-            let owed = ask(&open, since).await.map_err(error)?;
+            let moment = if self.store.inner.decodes { Some(self.moment(&open).await?) } else { None };
+            let owed = ask(&open, since, moment).await.map_err(error)?;
             Ok::<_, StoreError>((open, owed))
         };
         // A new connection costs several round trips.
@@ -133,6 +143,36 @@ impl Feed {
             // The connection goes with its question.
             Err(_) => Err(StoreError::TimedOut),
         }
+    }
+
+    /// A moment whose past is all in the outbox.
+    async fn moment(&self, open: &Open) -> Result<String, StoreError> {
+        let rows = open.client.query_typed(MOMENT, &[]).await.map_err(error)?;
+        let row = rows.first().ok_or_else(|| StoreError::Refused("it does not say what is visible".into()))?;
+        let (point, position): (String, Option<String>) =
+            (row.try_get(0).map_err(error)?, row.try_get(1).map_err(error)?);
+        // Who only follows is found out by the question for what is owed.
+        if let Some(position) = position
+            && !wal::passed(&open.client, &position, self.patience / 2).await.map_err(error)?
+        {
+            let words =
+                "the log is not decoded so far: does a service with invalidation.mode wal run that may replicate?";
+            return Err(StoreError::Refused(words.into()));
+        }
+        Ok(point)
+    }
+
+    /// How far behind the decoder is, and what the server keeps for it, in bytes; `None` where nothing is decoded.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub async fn decoder_lag(&self) -> Result<Option<(i64, i64)>, StoreError> {
+        if !self.store.inner.decodes {
+            return Ok(None);
+        }
+        let checked = self.store.checkout().await?;
+        wal::lag(&checked.client).await.map_err(error)
     }
 
     /// Drops what nobody needs any more from the outbox.
@@ -165,7 +205,8 @@ impl Feed {
     }
 }
 
-async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::Error> {
+/// `moment`: what the outbox is known to hold, where it is filled later than the changes are visible.
+async fn ask(open: &Open, point: Option<&str>, moment: Option<String>) -> Result<Owed, tokio_postgres::Error> {
     let since = point.and_then(Snapshot::parse);
     let (under_way, next) = since.as_ref().map_or((Vec::new(), String::new()), Snapshot::unseen);
     // Without a point nothing is owed: no transaction has this id.
@@ -174,7 +215,7 @@ async fn ask(open: &Open, point: Option<&str>) -> Result<Owed, tokio_postgres::E
     let rows = open.client.query(&open.owed, &[&under_way, &next, &limit]).await?;
     let mut owed = Owed::default();
     if let Some(first) = rows.first() {
-        owed.point = first.try_get(0)?;
+        owed.point = moment.map_or_else(|| first.try_get(0), Ok)?;
         let follows: bool = first.try_get(2)?;
         owed.origin = if follows { String::new() } else { open.origin.clone() };
         let horizon: Option<String> = first.try_get(1)?;

@@ -4,6 +4,7 @@
 //! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
 //! - `describe` asks the system catalogues what a table is
 //! - `sql` writes the statements of a resource
+//! - `wal` fills the outbox from the log, where triggers are not wanted
 //! - `write` runs the transaction of one write, and asks which column a refused value belongs to
 
 mod capture;
@@ -13,6 +14,7 @@ mod feed;
 mod snapshot;
 mod sql;
 mod tls;
+mod wal;
 mod write;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use tokio_postgres::types::{FromSql, Type};
 
 use self::connect::Connector;
 pub use self::feed::Feed;
+pub use self::wal::Decoder;
 use super::{Batch, Captured, Connections, LastWord, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::catalog::{Key, Problem, Resource, Table, TableName};
 use crate::config;
@@ -51,6 +54,8 @@ struct Inner {
     waiting: AtomicUsize,
     queue: usize,
     statement_timeout: Duration,
+    /// Changes are decoded from the log, not told by triggers.
+    decodes: bool,
     /// Outside the pool, so that a long queue is not taken for a dead database.
     probe: Mutex<Option<tokio_postgres::Client>>,
 }
@@ -71,12 +76,12 @@ struct Checked<'a> {
 
 impl PostgresStore {
     /// Prepares the pool that `config` describes, without connecting yet. Connections will live in the runtime that
-    /// calls this.
+    /// calls this. `mode` says who tells of changes.
     ///
     /// # Errors
     ///
     /// A URL or certificate that can't be used.
-    pub fn new(config: &config::Database) -> anyhow::Result<Self> {
+    pub fn new(config: &config::Database, mode: config::InvalidationMode) -> anyhow::Result<Self> {
         let connector = Connector::new(config)?;
         let manager = Manager::from_connect(
             connector.config().clone(),
@@ -93,6 +98,7 @@ impl PostgresStore {
                 waiting: AtomicUsize::new(0),
                 queue: usize::try_from(config.queue)?,
                 statement_timeout: config.statement_timeout,
+                decodes: mode == config::InvalidationMode::Wal,
                 probe: Mutex::new(None),
             }),
         })

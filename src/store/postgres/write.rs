@@ -11,12 +11,15 @@ use serde_json::value::RawValue;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
 
-use super::{PostgresStore, SLACK, Text, error, feed, sql};
+use super::{PostgresStore, SLACK, Text, error, feed, sql, wal};
 use crate::catalog::{Capture, Column, Key, Resource};
 use crate::store::{Body, Change, LastWord, Precondition, StoreError, Write, WriteError, Written, merge_patch};
 
 /// How long a transaction whose entries are held may wait for its COMMIT.
 const HOLD_IDLE: Duration = Duration::from_secs(3);
+
+/// How long the answer to a write may wait for the decoder.
+const DECODING: Duration = Duration::from_millis(300);
 
 type Params<'a> = Vec<(&'a (dyn ToSql + Sync), Type)>;
 
@@ -84,7 +87,7 @@ async fn attempt(
     // Each statement has its own limit in the server; one that answers none of them has this one.
     let limit = (store.inner.statement_timeout + SLACK) * 4;
     if let Ok(outcome) =
-        tokio::time::timeout(limit, transact(&mut checked.client, resource, write, last, &committing)).await
+        tokio::time::timeout(limit, transact(store, &mut checked.client, resource, write, last, &committing)).await
     {
         outcome
     } else {
@@ -96,6 +99,7 @@ async fn attempt(
 }
 
 async fn transact(
+    store: &PostgresStore,
     client: &mut Object,
     resource: &Resource,
     write: &Write,
@@ -104,8 +108,15 @@ async fn transact(
 ) -> Result<Written, Failure> {
     let transaction = client.transaction().await?;
     let mut written = within(&transaction, resource, write).await?;
+    // Triggers have told what they did by now; a decoder does so after the commit.
+    let mut id = None;
     if resource.capture == Capture::On {
-        written.changes = changes(&transaction).await?;
+        if store.inner.decodes {
+            let rows = transaction.query_typed("SELECT pg_current_xact_id_if_assigned()::text", &[]).await?;
+            id = rows.first().map_or(Ok(None), |row| row.try_get::<_, Option<String>>(0))?;
+        } else {
+            written.changes = changes(&transaction).await?;
+        }
     }
     if last.is_wanted() {
         // Should this process stop now, the server ends the transaction before the hold ends.
@@ -115,13 +126,37 @@ async fn transact(
     }
     *committing.lock().unwrap_or_else(PoisonError::into_inner) = Some(written.clone());
     match transaction.commit().await {
-        Ok(()) => Ok(written),
+        Ok(()) => {
+            if let Some(id) = id {
+                match decoded(client, &id).await {
+                    Ok(Some(changes)) => written.changes = changes,
+                    // Committed, and its own row is known: the rest comes with the next round.
+                    Ok(None) => written.incomplete = true,
+                    Err(failed) => {
+                        tracing::debug!(error = %failed, "what a write has changed is not known");
+                        written.incomplete = true;
+                    }
+                }
+            }
+            Ok(written)
+        }
         // A deferred constraint, or a lost transaction: the server said no.
         Err(refused) if refused.as_db_error().is_some_and(|refusal| !refusal.code().code().starts_with("57")) => {
             Err(refused.into())
         }
         Err(_) => Err(WriteError::Unknown(Box::new(written)).into()),
     }
+}
+
+/// What a transaction that was just committed has changed, once the decoder has told; `None` if it takes too long.
+async fn decoded(client: &Object, id: &str) -> Result<Option<Vec<Change>>, Error> {
+    let rows = client.query_typed("SELECT pg_current_wal_insert_lsn()::text", &[]).await?;
+    let position: String = rows.first().map_or(Ok(String::new()), |row| row.try_get(0))?;
+    if !wal::passed(client, &position, DECODING).await? {
+        return Ok(None);
+    }
+    let rows = client.query_typed(feed::OF, &[(&id, Type::TEXT)]).await?;
+    rows.iter().map(|row| feed::change(row, 0)).collect::<Result<_, _>>().map(Some)
 }
 
 /// What the transaction has changed, with all that triggers and cascades did: deferred ones are made to run now.
@@ -159,7 +194,7 @@ async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Writ
     let Some(body) = body else {
         let statement = format!("DELETE FROM {} AS t WHERE {}", resource.table.relation(), sql::by_key(resource, 1));
         transaction.execute_typed(&statement, &key_params(key)).await?;
-        return Ok(Written { row: None, key: before.key, lists: before.lists, changes: Vec::new() });
+        return Ok(Written { row: None, key: before.key, lists: before.lists, changes: Vec::new(), incomplete: false });
     };
     let mut body = body.clone();
     for (column, document) in documents.iter().zip(&before.documents) {
@@ -179,6 +214,7 @@ async fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Writ
         key: before.key,
         lists: Vec::new(),
         changes: Vec::new(),
+        incomplete: false,
     });
     for list in before.lists {
         if !written.lists.contains(&list) {
@@ -254,6 +290,7 @@ fn written(row: &Row, resource: &Resource) -> Result<Written, Error> {
         key: key_of(row, keys)?,
         lists: lists_of(row, resource, 1 + keys)?,
         changes: Vec::new(),
+        incomplete: false,
     })
 }
 

@@ -43,6 +43,7 @@ fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Write) -> 
             key: Key::from_database(before.key),
             lists: before.lists,
             changes: Vec::new(),
+            incomplete: false,
         });
     };
     let after = update(transaction, resource, key, body, matches!(write, Write::Merge { .. }))?;
@@ -52,7 +53,13 @@ fn within(transaction: &Transaction<'_>, resource: &Resource, write: &Write) -> 
             lists.push(list);
         }
     }
-    Ok(Written { row: Some(after.json), key: Key::from_database(after.key), lists, changes: Vec::new() })
+    Ok(Written {
+        row: Some(after.json),
+        key: Key::from_database(after.key),
+        lists,
+        changes: Vec::new(),
+        incomplete: false,
+    })
 }
 
 fn key_values(resource: &Resource, key: &Key) -> Vec<Value> {
@@ -81,7 +88,13 @@ fn create(transaction: &Transaction<'_>, resource: &Resource, body: &Body) -> Re
     let found = transaction
         .query_row(&sql, params_from_iter(values), |row| read_row(resource, row))
         .map_err(|error| refused(error, resource, false))?;
-    Ok(Written { row: Some(found.json), key: Key::from_database(found.key), lists: found.lists, changes: Vec::new() })
+    Ok(Written {
+        row: Some(found.json),
+        key: Key::from_database(found.key),
+        lists: found.lists,
+        changes: Vec::new(),
+        incomplete: false,
+    })
 }
 
 fn update(

@@ -29,6 +29,9 @@ CREATE TABLE IF NOT EXISTS cache_aside.about (
 );
 INSERT INTO cache_aside.about (version, horizon) VALUES ({version}, '1:1:') ON CONFLICT DO NOTHING;
 
+-- The slot that fills the outbox where triggers don't.
+ALTER TABLE cache_aside.about ADD COLUMN IF NOT EXISTS slot text;
+
 -- Which tables are captured, and which of their columns come along. The id differs after every installation, so that
 -- nothing that was cached before a gap in the capture is used after it.
 CREATE TABLE IF NOT EXISTS cache_aside.captures (
@@ -76,7 +79,7 @@ BEGIN
   SELECT c.system_identifier INTO system FROM pg_control_system() c;
   SELECT d.oid INTO database FROM pg_database d WHERE d.datname = current_database();
   IF (SELECT a.home IS DISTINCT FROM system || ':' || database FROM cache_aside.about a) THEN
-    UPDATE cache_aside.about SET home = system || ':' || database, horizon = pg_current_snapshot()
+    UPDATE cache_aside.about SET home = system || ':' || database, horizon = pg_current_snapshot(), slot = NULL
       WHERE home IS DISTINCT FROM system || ':' || database;
     IF FOUND THEN
       DELETE FROM cache_aside.outbox;
@@ -93,6 +96,13 @@ BEGIN
 END
 $origin$;
 REVOKE ALL ON FUNCTION cache_aside.origin() FROM PUBLIC;
+
+-- Makes a slot the one that fills the outbox. What was known before this moment counts for nothing: changes are missing.
+CREATE OR REPLACE FUNCTION cache_aside.anew(slot text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $anew$
+  UPDATE cache_aside.about SET slot = $1, horizon = pg_current_snapshot();
+$anew$;
+REVOKE ALL ON FUNCTION cache_aside.anew(text) FROM PUBLIC;
 
 -- Drops what everybody who was there within ten minutes has seen; what has piled up past a million rows, sooner.
 -- Answers how many rows it dropped: as many as `most` means that there may be more. Anyone may call it at any time; one at

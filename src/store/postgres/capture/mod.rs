@@ -3,6 +3,7 @@
 //! The schema `cache_aside` belongs to everybody who caches this database, so an installation only ever adds: tables
 //! that this configuration doesn't name, and columns that it has no list for, may be another's.
 
+mod published;
 mod script;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,9 +12,11 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
-use super::{PostgresStore, error};
+use super::{PostgresStore, error, wal};
 use crate::store::{Captured, StoreError, Wanted};
-use script::{Level, Written};
+pub(super) use published::captured_table;
+use script::Level;
+pub(super) use script::{Column, PUBLICATION, Written, insert_decoded};
 
 /// One row per wanted table: how its triggers are and which columns they write. A trigger counts if it calls the table's own
 /// function, once per row or statement as it should.
@@ -24,6 +27,15 @@ const STATE: &str = "
                  JOIN pg_namespace n ON n.oid = p.pronamespace
                  WHERE t.tgrelid = r.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
                    AND n.nspname = 'cache_aside' AND p.proname = w.function),
+           {columns},
+           r.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = r.oid)
+    FROM unnest($1::text[], $2::text[]) AS w (relation, function)
+    LEFT JOIN pg_class r ON r.oid = to_regclass(w.relation)
+    CROSS JOIN cache_aside.about a
+    LEFT JOIN cache_aside.captures c ON c.relation = w.relation";
+
+/// A table's columns, as two arrays: their names, and how each is written.
+const COLUMNS: &str = "
            ARRAY(SELECT at.attname::text FROM pg_attribute at
                  WHERE at.attrelid = r.oid AND at.attnum > 0 AND NOT at.attisdropped ORDER BY at.attnum),
            ARRAY(SELECT CASE WHEN ty.typtype = 'e' THEN 'label:' WHEN ty.typtype = 'b' AND tn.nspname = 'pg_catalog'
@@ -33,12 +45,7 @@ const STATE: &str = "
                    || CASE WHEN tn.nspname = 'pg_catalog' THEN format_type(ty.oid, NULL)
                       ELSE quote_ident(tn.nspname) || '.' || quote_ident(ty.typname) END
                  FROM pg_attribute at JOIN pg_type ty ON ty.oid = at.atttypid JOIN pg_namespace tn ON tn.oid = ty.typnamespace
-                 WHERE at.attrelid = r.oid AND at.attnum > 0 AND NOT at.attisdropped ORDER BY at.attnum),
-           r.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = r.oid)
-    FROM unnest($1::text[], $2::text[]) AS w (relation, function)
-    LEFT JOIN pg_class r ON r.oid = to_regclass(w.relation)
-    CROSS JOIN cache_aside.about a
-    LEFT JOIN cache_aside.captures c ON c.relation = w.relation";
+                 WHERE at.attrelid = r.oid AND at.attnum > 0 AND NOT at.attisdropped ORDER BY at.attnum)";
 
 /// How often a lock that writers hold is asked for, and how long each time: whoever waits for it makes writers wait too.
 const LOCK_ATTEMPTS: u32 = 20;
@@ -54,14 +61,14 @@ struct Found {
     columns: Vec<String>,
     /// Each with a 1 if it fires for each row, else a 0.
     triggers: BTreeSet<String>,
-    table_columns: Vec<script::Column>,
+    table_columns: Vec<Column>,
     /// Rows of other tables are among its rows.
     is_parent: bool,
 }
 
 impl Found {
     /// What is written of each row.
-    fn captured(&self) -> Vec<script::Column> {
+    fn captured(&self) -> Vec<Column> {
         let column = |name: &String| self.table_columns.iter().find(|column| column.name == *name).cloned();
         self.columns.iter().filter_map(column).collect()
     }
@@ -111,20 +118,34 @@ impl Found {
                 "changes of {relation} are captured without column {column}; run cache-aside migrate"
             ));
         }
-        Captured::Complete(id.to_owned())
+        Captured::Complete { id: id.to_owned(), partial: false }
     }
+}
+
+/// What is to be done for one table.
+struct Step {
+    relation: String,
+    columns: Vec<String>,
+    script: String,
+    /// It was done before.
+    done: bool,
+}
+
+/// A question about tables, for a database that has our schema or has not.
+fn question(state: &str, installed: bool) -> String {
+    let state = state.replace("{columns}", COLUMNS);
+    if installed {
+        return state;
+    }
+    state
+        .replace("cache_aside.about a", "(SELECT 0 AS version) a")
+        .replace("cache_aside.captures c", "(SELECT NULL AS relation, NULL::uuid AS id, NULL::text[] AS columns) c")
 }
 
 /// The wanted tables by name, as the database has them. `installed`: whether there is a schema to ask.
 async fn find(client: &Client, wanted: &[Wanted], installed: bool) -> Result<BTreeMap<String, Found>, Error> {
     let relations: Vec<&str> = wanted.iter().map(|wanted| wanted.relation.as_str()).collect();
-    let state = if installed {
-        STATE.to_owned()
-    } else {
-        STATE
-            .replace("cache_aside.about a", "(SELECT 0 AS version) a")
-            .replace("cache_aside.captures c", "(SELECT NULL AS relation, NULL::uuid AS id, NULL::text[] AS columns) c")
-    };
+    let state = question(STATE, installed);
     let functions: Vec<String> = relations.iter().map(|relation| script::function_name(relation)).collect();
     let rows = client.query_typed(&state, &[(&relations, Type::TEXT_ARRAY), (&functions, Type::TEXT_ARRAY)]).await?;
     let mut found = BTreeMap::new();
@@ -147,7 +168,7 @@ async fn find(client: &Client, wanted: &[Wanted], installed: bool) -> Result<BTr
 }
 
 /// The table's columns, from their names and from their types, each with how it is written.
-fn columns(names: Vec<String>, types: Vec<String>) -> Vec<script::Column> {
+fn columns(names: Vec<String>, types: Vec<String>) -> Vec<Column> {
     let column = |(name, text): (String, String)| {
         let (kind, type_name) = text.split_once(':').unwrap_or(("unsettled", ""));
         let kind = match kind {
@@ -155,7 +176,7 @@ fn columns(names: Vec<String>, types: Vec<String>) -> Vec<script::Column> {
             "label" => Written::Label,
             _ => Written::Unsettled,
         };
-        script::Column { name, type_name: type_name.to_owned(), kind }
+        Column { name, type_name: type_name.to_owned(), kind }
     };
     names.into_iter().zip(types).map(column).collect()
 }
@@ -173,23 +194,31 @@ impl PostgresStore {
     /// How far changes of these tables are captured, in their order.
     pub(super) async fn captures(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         let checked = self.checkout().await?;
-        let found = async {
-            let found = find(&checked.client, wanted, true).await?;
+        let judged = async {
+            let judged = if self.inner.decodes {
+                let found = published::find(&checked.client, wanted, true).await?;
+                let judge = |wanted: &Wanted| found.get(&wanted.relation).map(|found| found.judge(wanted));
+                wanted.iter().map(judge).collect::<Vec<_>>()
+            } else {
+                let found = find(&checked.client, wanted, true).await?;
+                let judge = |wanted: &Wanted| found.get(&wanted.relation).map(|found| found.judge(wanted));
+                wanted.iter().map(judge).collect()
+            };
             // What a round and a write will ask for: without the right to it, nothing would ever be delivered.
             checked
                 .client
                 .query_typed("SELECT xid, image, cache_aside.origin() FROM cache_aside.outbox LIMIT 0", &[])
                 .await?;
-            Ok::<_, Error>(found)
+            Ok::<_, Error>(judged)
         };
-        match found.await {
-            Ok(found) => {
-                let judge = |wanted: &Wanted| match found.get(&wanted.relation) {
-                    Some(found) => found.judge(wanted),
-                    None => Captured::Lacking(format!("{} is not there", wanted.relation)),
-                };
-                Ok(wanted.iter().map(judge).collect())
-            }
+        match judged.await {
+            Ok(judged) => Ok(judged
+                .into_iter()
+                .zip(wanted)
+                .map(|(judged, wanted)| {
+                    judged.unwrap_or_else(|| Captured::Lacking(format!("{} is not there", wanted.relation)))
+                })
+                .collect()),
             Err(failed) => match absent(&failed) {
                 Some(words) => Ok(wanted.iter().map(|_| Captured::Lacking(words.into())).collect()),
                 None => Err(error(failed)),
@@ -204,16 +233,66 @@ impl PostgresStore {
     /// [`StoreError`] where the database could not describe the tables.
     pub async fn install_script(&self, wanted: &[Wanted], role: Option<&str>) -> Result<String, StoreError> {
         let checked = self.checkout().await?;
+        let client = &checked.client;
         let mut all = format!("BEGIN;\n{}COMMIT;\n", script::base());
-        for table in merged(&checked.client, wanted).await.map_err(error)? {
-            let forget =
-                if table.lacking_triggers().is_empty() { String::new() } else { script::forget(&table.relation) };
-            let install = script::table(&table.relation, &table.captured(), table.level());
-            for part in ["BEGIN;\nSET LOCAL lock_timeout = '", LOCK_PATIENCE, "';\n", &forget, &install, "COMMIT;\n"] {
+        let steps = match self.steps(client, wanted, true).await {
+            // Nothing is installed, and nothing is to be installed by looking.
+            Err(failed) if absent(&failed).is_some() => self.steps(client, wanted, false).await,
+            steps => steps,
+        };
+        if self.inner.decodes {
+            all.push_str(&script::publication());
+        }
+        for step in steps.map_err(error)? {
+            // What is up to date, too: the whole SQL is asked for.
+            for part in ["BEGIN;\nSET LOCAL lock_timeout = '", LOCK_PATIENCE, "';\n", &step.script, "COMMIT;\n"] {
                 all.push_str(part);
             }
         }
-        Ok(all + &role.map(script::grant).unwrap_or_default())
+        all.push_str(&role.map(|role| self.grant(role)).unwrap_or_default());
+        if self.inner.decodes {
+            all.push_str(
+                "-- The replication slot is made by the first service that runs, or by cache-aside migrate.\n",
+            );
+        }
+        Ok(all)
+    }
+
+    fn grant(&self, role: &str) -> String {
+        let decoding = if self.inner.decodes { script::grant_decoding(role) } else { String::new() };
+        script::grant(role) + &decoding
+    }
+
+    /// What is to be done for each table.
+    async fn steps(&self, client: &Client, wanted: &[Wanted], installed: bool) -> Result<Vec<Step>, Error> {
+        if !self.inner.decodes {
+            let tables = merged(client, wanted, installed).await?;
+            let before = find(client, wanted, installed).await?;
+            return Ok(tables
+                .into_iter()
+                .map(|table| {
+                    let lacking = table.lacking_triggers();
+                    let before = before.get(&table.relation);
+                    // After a gap, what was cached before must not be used again.
+                    let forget = if lacking.is_empty() { String::new() } else { script::forget(&table.relation) };
+                    let script = forget + &script::table(&table.relation, &table.captured(), table.level());
+                    let done =
+                        lacking.is_empty() && before.is_some_and(|it| it.id.is_some() && it.columns == table.columns);
+                    Step { relation: table.relation, columns: table.columns, script, done }
+                })
+                .collect());
+        }
+        let mut steps = Vec::new();
+        for (relation, found) in published::find(client, wanted, installed).await? {
+            if !found.can_be_published() {
+                continue;
+            }
+            let columns = union(wanted, &relation, &found.columns, &found.table_columns);
+            let forget = if found.published { String::new() } else { script::forget(&relation) };
+            let script = forget + &script::publish(&relation, &found.captured(&columns));
+            steps.push(Step { done: found.is_complete(&columns), relation, columns, script });
+        }
+        Ok(steps)
     }
 
     /// Installs what is lacking, and says what it did, one sentence each.
@@ -234,23 +313,23 @@ impl PostgresStore {
                 .batch_execute("SET statement_timeout = 0; SELECT pg_advisory_lock(hashtext('cache_aside.migrate'))")
                 .await?;
             client.batch_execute(&format!("BEGIN; {} COMMIT", script::base())).await?;
-            let before = find(client, wanted, true).await?;
-            for table in merged(client, wanted).await? {
-                let lacking = table.lacking_triggers();
-                let before = before.get(&table.relation);
-                if lacking.is_empty() && before.is_some_and(|it| it.id.is_some() && it.columns == table.columns) {
-                    done.push(format!("{}: up to date", table.relation));
+            if self.inner.decodes {
+                client.batch_execute(&script::publication()).await?;
+            }
+            for step in self.steps(client, wanted, true).await? {
+                if step.done {
+                    done.push(format!("{}: up to date", step.relation));
                     continue;
                 }
-                // After a gap, what was cached before must not be used again.
-                let forget = if lacking.is_empty() { String::new() } else { script::forget(&table.relation) };
-                let install = script::table(&table.relation, &table.captured(), table.level());
-                locked(client, &format!("{forget}{install}")).await?;
-                done.push(format!("{}: captured, with {}", table.relation, list(&table.columns)));
+                locked(client, &step.script).await?;
+                done.push(format!("{}: captured, with {}", step.relation, list(&step.columns)));
             }
             if let Some(role) = role {
-                client.batch_execute(&script::grant(role)).await?;
+                client.batch_execute(&self.grant(role)).await?;
                 done.push(format!("{role} may serve"));
+            }
+            if self.inner.decodes && wal::begin_anew(client).await? {
+                done.push("the replication slot is there".into());
             }
             Ok::<_, Error>(done)
         };
@@ -267,7 +346,29 @@ impl PostgresStore {
     /// [`StoreError`].
     pub async fn uninstall(&self) -> Result<(), StoreError> {
         let checked = self.checkout().await?;
-        locked(&checked.client, script::UNINSTALL).await.map_err(error)
+        let client = &checked.client;
+        locked(client, script::UNINSTALL).await.map_err(error)?;
+        // A service that reads a slot finds nothing to fill any more, and doesn't come back.
+        for attempt in 0.. {
+            let rows = client.query_typed(script::END_DECODING, &[]).await.map_err(error)?;
+            let mut left = false;
+            for row in rows {
+                let (name, active): (String, bool) = (row.try_get(0).map_err(error)?, row.try_get(1).map_err(error)?);
+                let drop = "SELECT pg_drop_replication_slot($1)";
+                let dropped = if active { None } else { Some(client.query_typed(drop, &[(&name, Type::TEXT)]).await) };
+                match dropped {
+                    Some(Ok(_)) => {}
+                    None | Some(Err(_)) if attempt < LOCK_ATTEMPTS => left = true,
+                    None => return Err(StoreError::Refused(format!("the replication slot {name} is in use"))),
+                    Some(Err(failed)) => return Err(error(failed)),
+                }
+            }
+            if !left {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        Ok(())
     }
 
     /// The SQL that removes the capture.
@@ -299,21 +400,20 @@ async fn locked(client: &Client, script: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The tables that can be captured, each with its wanted columns and those that are captured already.
-async fn merged(client: &Client, wanted: &[Wanted]) -> Result<Vec<Found>, Error> {
-    let tables = match find(client, wanted, true).await {
-        // Nothing is installed, and nothing is to be installed by looking.
-        Err(failed) if absent(&failed).is_some() => find(client, wanted, false).await?,
-        other => other?,
-    };
-    let mut tables: Vec<Found> = tables.into_values().collect();
+/// The tables that can have triggers, each with its wanted columns and those that are captured already.
+async fn merged(client: &Client, wanted: &[Wanted], installed: bool) -> Result<Vec<Found>, Error> {
+    let mut tables: Vec<Found> = find(client, wanted, installed).await?.into_values().collect();
     tables.retain(|table| matches!(table.kind.as_str(), "r" | "p"));
     for table in &mut tables {
-        let asked = wanted.iter().filter(|wanted| wanted.relation == table.relation).flat_map(|wanted| &wanted.columns);
-        let columns: BTreeSet<&String> = asked.chain(&table.columns).collect();
-        // A column that is gone would only make every statement "anything may have changed".
-        let there = |name: &&String| table.table_columns.iter().any(|column| column.name == **name);
-        table.columns = columns.into_iter().filter(there).cloned().collect();
+        table.columns = union(wanted, &table.relation, &table.columns, &table.table_columns);
     }
     Ok(tables)
+}
+
+/// The columns of a table that are wanted, or captured already.
+fn union(wanted: &[Wanted], relation: &str, captured: &[String], there: &[Column]) -> Vec<String> {
+    let asked = wanted.iter().filter(|wanted| wanted.relation == relation).flat_map(|wanted| &wanted.columns);
+    let columns: BTreeSet<&String> = asked.chain(captured).collect();
+    // A column that is gone would only make every statement "anything may have changed".
+    columns.into_iter().filter(|name| there.iter().any(|column| column.name == **name)).cloned().collect()
 }

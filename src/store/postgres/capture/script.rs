@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::super::sql::quote;
 
 /// What the scripts install; a service refuses to rely on an older one.
-pub(super) const VERSION: i32 = 1;
+pub(super) const VERSION: i32 = 2;
 
 /// A statement that changes more rows is captured as "anything may have changed".
 const MOST_ROWS: usize = 10_000;
@@ -26,8 +26,20 @@ pub(super) fn base() -> String {
     include_str!("base.sql").replace("{version}", &VERSION.to_string())
 }
 
-/// Removes everything: the triggers go with their functions.
-pub(super) const UNINSTALL: &str = "DROP SCHEMA IF EXISTS cache_aside CASCADE;\n";
+/// The name of the publication.
+pub(in super::super) const PUBLICATION: &str = "cache_aside";
+
+/// Of a published table `pr`: neither rows nor columns are left out. Servers before 15 leave nothing out.
+pub(super) const WHOLE: &str = "to_jsonb(pr) ->> 'prqual' IS NULL AND to_jsonb(pr) ->> 'prattrs' IS NULL";
+
+/// Removes everything: the triggers go with their functions. The slot can't be dropped while it is read, so it comes last.
+pub(super) const UNINSTALL: &str =
+    "DROP PUBLICATION IF EXISTS cache_aside;\nDROP SCHEMA IF EXISTS cache_aside CASCADE;\n";
+
+/// Ends whoever reads a slot of this database, and says which slots there are.
+pub(super) const END_DECODING: &str = "
+SELECT s.slot_name::text, s.active_pid IS NOT NULL AND pg_terminate_backend(s.active_pid) FROM pg_replication_slots s
+WHERE s.database = current_database() AND s.slot_name LIKE 'cache\\_aside\\_%'";
 
 /// What a role needs to serve, and nothing more.
 pub(super) fn grant(role: &str) -> String {
@@ -39,18 +51,30 @@ pub(super) fn grant(role: &str) -> String {
     )
 }
 
+/// What it needs besides, to decode the log.
+pub(super) fn grant_decoding(role: &str) -> String {
+    let quoted = quote(role);
+    format!(
+        "GRANT INSERT ON cache_aside.outbox TO {quoted};\n\
+         GRANT EXECUTE ON FUNCTION cache_aside.anew(text) TO {quoted};\n\
+         DO $grant$ BEGIN\n  IF NOT (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = {}) THEN\n\
+         \x20   ALTER ROLE {quoted} REPLICATION;\n  END IF;\nEND $grant$;\n",
+        literal(role)
+    )
+}
+
 /// A captured column.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Column {
-    pub(super) name: String,
+pub(in super::super) struct Column {
+    pub(in super::super) name: String,
     /// Its type as the installer saw it: of another one the function knows nothing.
-    pub(super) type_name: String,
-    pub(super) kind: Written,
+    pub(in super::super) type_name: String,
+    pub(in super::super) kind: Written,
 }
 
 /// How a value becomes text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
+pub(in super::super) enum Written {
     /// As in the row's JSON, the same in every session.
     Json,
     /// An enum's label, by its own output: a user's cast to JSON must not run with the rights of the function's owner.
@@ -88,9 +112,7 @@ pub(super) fn table(relation: &str, columns: &[Column], level: Level) -> String 
     };
     // What a session may have set and what decides how numbers and bytes are written; services set the same.
     let settings = " SET bytea_output = hex SET extra_float_digits = 1";
-    let names: Vec<String> = columns.iter().map(|column| literal(&column.name)).collect();
-    // A tag that the body can't hold: names may have any letters.
-    let tag = format!("$capture_{:x}$", xxh3_64(body.as_bytes()));
+    let tag = tag(&body);
     let mut script = format!(
         "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n\
          SET search_path = pg_catalog, pg_temp{settings} AS {tag}\n{body}{tag};\n\
@@ -112,13 +134,77 @@ pub(super) fn table(relation: &str, columns: &[Column], level: Level) -> String 
             event.to_uppercase()
         );
     }
-    let _ = writeln!(
-        script,
-        "INSERT INTO cache_aside.captures AS c (relation, columns) VALUES ({name}, ARRAY[{}]::text[])\n\
-         ON CONFLICT (relation) DO UPDATE SET columns = excluded.columns;",
+    script + &register(relation, columns)
+}
+
+/// Tells services which columns of a table come along.
+fn register(relation: &str, columns: &[Column]) -> String {
+    let names: Vec<String> = columns.iter().map(|column| literal(&column.name)).collect();
+    format!(
+        "INSERT INTO cache_aside.captures AS c (relation, columns) VALUES ({}, ARRAY[{}]::text[])\n\
+         ON CONFLICT (relation) DO UPDATE SET columns = excluded.columns;\n",
+        literal(relation),
         names.join(", ")
+    )
+}
+
+/// The publication that is decoded in WAL mode; a partition's changes come under the name of the table it is part of.
+pub(super) fn publication() -> String {
+    format!(
+        "DO $publication$ BEGIN\n  IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = '{PUBLICATION}') THEN\n\
+         \x20   CREATE PUBLICATION {PUBLICATION} WITH (publish_via_partition_root = true);\n  END IF;\nEND $publication$;\n"
+    )
+}
+
+/// Publishes a table, and says which of its columns are wanted.
+///
+/// The lock waits for those who are writing: what they have written would be decoded as the table was then, unpublished,
+/// even if they commit later.
+pub(super) fn publish(relation: &str, columns: &[Column]) -> String {
+    let member = format!(
+        "SELECT FROM pg_publication_rel pr JOIN pg_publication p ON p.oid = pr.prpubid\n\
+         \x20     WHERE p.pubname = '{PUBLICATION}' AND pr.prrelid = {}::regclass",
+        literal(relation)
     );
-    script
+    let body = format!(
+        "BEGIN\n  IF NOT EXISTS ({member} AND {WHOLE}) THEN\n\
+         \x20   LOCK TABLE {relation} IN SHARE ROW EXCLUSIVE MODE;\n\
+         \x20   IF EXISTS ({member}) THEN\n      ALTER PUBLICATION {PUBLICATION} DROP TABLE {relation};\n    END IF;\n\
+         \x20   ALTER PUBLICATION {PUBLICATION} ADD TABLE {relation};\n  END IF;\nEND\n"
+    );
+    let tag = tag(&body);
+    format!("DO {tag}\n{body}{tag};\n{}", register(relation, columns))
+}
+
+/// Quotes that a text can't hold: names may have any letters.
+fn tag(text: &str) -> String {
+    format!("$capture_{:x}$", xxh3_64(text.as_bytes()))
+}
+
+/// Inserts decoded changes of a table: `$1` holds them as JSON, each with the lower half of its transaction's id and,
+/// where it is known, the row's values; `$2` names the columns that can be among them.
+pub(in super::super) fn insert_decoded(relation: &str, columns: &[Column]) -> String {
+    let part = |column: &Column| {
+        let name = literal(&column.name);
+        match column.kind {
+            Written::Label => format!("{name}, r.v ->> {name}"),
+            Written::Json | Written::Unsettled => {
+                format!("{name}, to_jsonb((r.v ->> {name})::{}) #>> '{{}}'", column.type_name)
+            }
+        }
+    };
+    let parts: Vec<String> = columns.iter().map(part).collect();
+    // The transaction was committed, so its whole id is the last one below the next that has this lower half.
+    format!(
+        "INSERT INTO cache_aside.outbox (xid, relation, image)\n\
+         SELECT (m.next - ((m.next - r.x) & 4294967295))::text::xid8, {},\n\
+         \x20 CASE WHEN jsonb_typeof(r.v) = 'object' THEN jsonb_build_object({})\n\
+         \x20   - ARRAY(SELECT c.name FROM unnest($2) AS c (name) WHERE NOT r.v ? c.name) END\n\
+         FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next) m,\n\
+         \x20 jsonb_to_recordset($1::jsonb) AS r(x bigint, v jsonb)",
+        literal(relation),
+        parts.join(", ")
+    )
 }
 
 /// Forgets that a table was captured: what comes next is a new installation.
