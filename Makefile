@@ -15,7 +15,8 @@ lint:
 
 manifests: ## Render and judge what a cluster gets: manifests, alerts, configuration, Dockerfile
 	cargo build --locked --quiet
-	tests/manifests/run.sh
+	tests/manifests/install.sh
+	target/manifests/venv/bin/python -B tests/manifests/check.py
 
 rehearse: ## Image, local overlay, Traefik, Prometheus and a roll under load, without a cluster (root, Debian)
 	tests/rehearsal/run.sh

