@@ -34,7 +34,7 @@ servers: ## Install PostgreSQL and Redis from Debian's packages, where they are 
 	    postgresql redis-server util-linux openssl; }
 
 drill: servers ## Every fault in turn against three replicas, for ten minutes: prints how old each read was
-	cargo test --locked --release --test drill -- --seconds 15
+	cargo test --locked --release --test drill -- --seconds 15 --mode $(or $(MODE),outbox)
 
 bench: servers ## What lanes save against checking a connection out for every read
 	cargo bench --locked

@@ -27,6 +27,7 @@ pub struct Fleet {
     pub redis: tokio::sync::Mutex<Redis>,
     pub postgres: tokio::sync::Mutex<Postgres>,
     database: String,
+    mode: String,
     /// Where outside writers find the database.
     primary: Mutex<u16>,
     /// Writers share it; whoever needs them to stand still has it alone.
@@ -35,7 +36,8 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    pub async fn start() -> Self {
+    /// `mode`: how the replicas learn of changes.
+    pub async fn start(mode: String) -> Self {
         let postgres = Postgres::start_with(&["max_wal_senders=10"]).await;
         // What is persisted lags behind by up to a second: after a crash it comes back with old data.
         let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "everysec"]).await;
@@ -60,6 +62,7 @@ impl Fleet {
             redis: tokio::sync::Mutex::new(redis),
             postgres: tokio::sync::Mutex::new(postgres),
             database: database.name.clone(),
+            mode,
             writing: tokio::sync::RwLock::default(),
             ledger: Ledger::new(ROWS),
         };
@@ -75,10 +78,11 @@ impl Fleet {
     fn config(&self, replica: usize) -> String {
         format!(
             "database: {{ url: \"postgres://postgres@{}/{}\" }}\ncache: {{ url: \"redis://{}\" }}\n\
-             access: {{ write: public }}\nresources: {{ item: {{ write: [update], ttl: 5s }} }}\n",
+             access: {{ write: public }}\ninvalidation: {{ mode: {} }}\nresources: {{ item: {{ write: [update], ttl: 5s }} }}\n",
             self.to_database[replica].addr(),
             self.database,
             self.to_cache[replica].addr(),
+            self.mode,
         )
     }
 
