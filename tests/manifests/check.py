@@ -79,6 +79,8 @@ def broken(rendered, report):
                 found = [finding for one in documents for finding in schemas.findings(one)]
             elif rule == "configuration":
                 found = list(programs.configuration(objects))
+            elif rule == "commands":
+                found = list(programs.commands(objects))
             elif rule == "metrics":
                 found = list(programs.metrics(objects))
             elif rule == "argo":
@@ -176,6 +178,7 @@ def main():
         for name, rule in rules_of(objects):
             report.check(f"{path}: {name}", rule(objects))
         report.check(f"{path}: configuration", programs.configuration(objects))
+        report.check(f"{path}: commands", programs.commands(objects))
     report.check("argocd: fits what it delivers", argo(rendered))
     report.check("k8s: version", version(rendered["k8s"]))
     watched = rendered["kustomize/overlays/production"]

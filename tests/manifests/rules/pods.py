@@ -45,17 +45,26 @@ def resources(objects):
             for what in requests.keys() & limits.keys():
                 if quantity(requests[what]) > quantity(limits[what]):
                     yield f"{pod.owner}: {container['name']} requests more {what} than its limit"
-    for config in objects.of("ConfigMap"):
-        text = config.get("data", {}).get("redis.conf", "")
-        for pod in objects.pods():
-            for container in pod.containers:
-                if text and container["name"] == "redis":
-                    limit = quantity(container.get("resources", {}).get("limits", {}).get("memory", 0))
-                    most = re.search(r"^maxmemory (\d+)mb$", text, re.M)
-                    if not most or int(most[1]) * 2**20 > 0.8 * limit:
-                        yield f"{title(config)}: maxmemory must be set, and leave a fifth of the limit"
-                    if "maxmemory-policy allkeys-" not in text:
-                        yield f"{title(config)}: maxmemory-policy must evict any key"
+            if container["name"] == "redis":
+                limit = quantity(given.get("limits", {}).get("memory", 0))
+                settings = redis_settings(objects, pod, container)
+                most = re.fullmatch(r"(\d+)mb", settings.get("maxmemory", ""))
+                if not most or int(most[1]) * 2**20 > 0.8 * limit:
+                    yield f"{pod.owner}: maxmemory must be set, and leave a fifth of the limit"
+                if not settings.get("maxmemory-policy", "").startswith("allkeys-"):
+                    yield f"{pod.owner}: maxmemory-policy must evict any key"
+
+
+def redis_settings(objects, pod, container):
+    """What redis.conf says, and then the command."""
+    mounted = [volume["configMap"]["name"] for volume in pod.spec.get("volumes", []) if "configMap" in volume]
+    texts = [objects.get("ConfigMap", name)["data"].get("redis.conf", "") for name in mounted]
+    lines = [line.split(maxsplit=1) for text in texts for line in text.splitlines() if " " in line and line[0] != "#"]
+    environment, words = objects.environment(pod, container), container.get("command", [])
+    for name, value in zip(words, words[1:]):
+        if name.startswith("--"):
+            lines.append((name[2:], re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], ""), value)))
+    return dict(lines)
 
 
 @rule
