@@ -17,6 +17,9 @@ from objects import Objects, title
 from programs import HERE, ROOT, Missing, NotYet
 from rules import RULES
 
+# What Argo CD is given: for clusters that are meant to last, and for a laptop.
+BOOTSTRAPS = ("argocd", "argocd/local")
+
 # What a reader of a base can't expect to hold: it is no overlay, and its Secrets are somebody else's.
 NOT_FOR_THE_BASE = {"references", "namespaces"}
 
@@ -84,7 +87,9 @@ def broken(rendered, report):
             elif rule == "metrics":
                 found = list(programs.metrics(objects))
             elif rule == "argo":
-                found = list(argo({**rendered, "argocd": objects}))
+                found = list(argo(objects, rendered))
+            elif rule == "delivered":
+                found = list(delivered({**rendered, objects.name: objects}))
             else:
                 found = list(RULES[rule](objects))
         except Missing as reason:
@@ -104,25 +109,24 @@ def is_called(one, name, holding):
     return (rest == "" or re.fullmatch("-[a-z0-9]{10}", rest)) and (not holding or holding in one["data"])
 
 
-def argo(rendered):
+def argo(objects, rendered):
     """Each application's path exists, and its project allows all that is in it and nothing that is nowhere."""
-    objects = rendered["argocd"]
-    project = objects.get("AppProject", "cache-aside")["spec"]
+    (project,) = objects.of("AppProject")
+    name, project = project["metadata"]["name"], project["spec"]
     spaces = {one["namespace"] for one in project["destinations"]}
     allowed = {(one["group"], one["kind"]) for one in project["namespaceResourceWhitelist"]}
     allowed_wide = {(one["group"], one["kind"]) for one in project["clusterResourceWhitelist"]}
-    used, used_spaces, paths = set(), set(), set()
+    used, used_spaces = set(), set()
     for application in objects.of("Application"):
         spec = application["spec"]
         path, space = spec["source"]["path"], spec["destination"]["namespace"]
-        paths.add(path)
         used_spaces.add(space)
         if path not in rendered:
             yield f"{title(application)}: {path} does not exist, or does not build"
             continue
         if spec["source"]["repoURL"] not in project["sourceRepos"]:
             yield f"{title(application)}: the project does not allow {spec['source']['repoURL']}"
-        if space not in spaces or spec["project"] != project_name(objects):
+        if space not in spaces or spec["project"] != name:
             yield f"{title(application)}: the project does not allow {space}"
         if application["metadata"]["namespace"] != "argocd":
             yield f"{title(application)}: must lie in argocd"
@@ -140,17 +144,18 @@ def argo(rendered):
                 yield f"{title(application)}: the project does not allow {title(one)}"
             if one["metadata"].get("namespace", one["metadata"]["name"]) != space:
                 yield f"{title(application)}: {title(one)} is not in {space}"
-    overlays = {path for path in rendered if path.startswith("kustomize/overlays/")}
-    for path in overlays - paths:
-        yield f"no application delivers {path}"
     for group, kind in (allowed | allowed_wide) - used:
         yield f"the project allows {group}/{kind}, and nothing needs it"
     for space in spaces - used_spaces:
         yield f"the project allows {space}, and nothing goes there"
 
 
-def project_name(objects):
-    return objects.of("AppProject")[0]["metadata"]["name"]
+def delivered(rendered):
+    """Each overlay has one application."""
+    paths = [one["spec"]["source"]["path"] for bootstrap in BOOTSTRAPS for one in rendered[bootstrap].of("Application")]
+    for path in rendered:
+        if path.startswith("kustomize/overlays/") and paths.count(path) != 1:
+            yield f"{paths.count(path)} applications deliver {path}"
 
 
 def version(objects):
@@ -163,7 +168,7 @@ def version(objects):
 
 def main():
     report, rendered = Report(), {}
-    for path in [*kustomizations(), "argocd"]:
+    for path in [*kustomizations(), *BOOTSTRAPS]:
         try:
             rendered[path] = Objects(path, programs.render(path))
             report.check(f"{path} renders", [])
@@ -172,14 +177,15 @@ def main():
     for path, objects in rendered.items():
         for one in objects.documents:
             report.check(f"{path}: {title(one)}: schema", schemas.findings(one))
-        if path == "argocd":
-            report.check("argocd: labels", RULES["labels"](objects))
+        if path in BOOTSTRAPS:
+            report.check(f"{path}: labels", RULES["labels"](objects))
+            report.check(f"{path}: fits what it delivers", argo(objects, rendered))
             continue
         for name, rule in rules_of(objects):
             report.check(f"{path}: {name}", rule(objects))
         report.check(f"{path}: configuration", programs.configuration(objects))
         report.check(f"{path}: commands", programs.commands(objects))
-    report.check("argocd: fits what it delivers", argo(rendered))
+    report.check("every overlay is delivered", delivered(rendered))
     report.check("k8s: version", version(rendered["k8s"]))
     watched = rendered["kustomize/overlays/production"]
     report.check("alerts and their tests", programs.prometheus_rules(watched))
