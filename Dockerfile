@@ -22,7 +22,8 @@ COPY src src
 RUN touch src/main.rs src/lib.rs \
     && cargo build --release --locked --bin cache-aside
 
-# The tree of the final image: the program, what the loader needs for it, certificates, and a name for the user.
+# The tree of the final image: the program, what the loader needs for it, certificates, a name for the user, and where other
+# names are looked up.
 RUN mkdir -p /tree/etc /tree/usr/local/bin \
     && cp target/release/cache-aside /tree/usr/local/bin/ \
     && ldd target/release/cache-aside > linked \
@@ -30,7 +31,8 @@ RUN mkdir -p /tree/etc /tree/usr/local/bin \
     && xargs -a libraries cp -L --parents -t /tree \
     && cp -L --parents /etc/ssl/certs/ca-certificates.crt /tree \
     && echo 'cache-aside:x:65532:65532::/:/sbin/nologin' > /tree/etc/passwd \
-    && echo 'cache-aside:x:65532:' > /tree/etc/group
+    && echo 'cache-aside:x:65532:' > /tree/etc/group \
+    && echo 'hosts: files dns' > /tree/etc/nsswitch.conf
 
 FROM scratch
 COPY --from=build /tree /
