@@ -24,6 +24,7 @@ ROOT, WORK = programs.ROOT, programs.ROOT / "target/rehearsal"
 IMAGE = "ghcr.io/cache-aside/cache-aside"
 ADDRESSES = {"node": "10.77.0.1", "database": "10.77.0.2", "redis": "10.77.0.3", "migrate": "10.77.0.4", "one": "10.77.0.11", "two": "10.77.0.12"}
 NAMES = {"cache-aside-database-rw": "database", "cache-aside-redis": "redis"}
+SPACE = "cache-aside.svc.cluster.local"
 PODMAN = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
 
 
@@ -57,6 +58,16 @@ def networks():
                 sh(*inside, "link", "set", device, "up")
 
 
+def names():
+    """The cluster's DNS: Services by their full names, which pods have in their list of what to append."""
+    space = SPACE.partition(".")[2]
+    (WORK / "resolv.conf").write_text(
+        f"nameserver {ADDRESSES['node']}\nsearch {SPACE} {space} {space.partition('.')[2]}\noptions ndots:5\n")
+    records = [f"--host-record={host}.{SPACE},{ADDRESSES[name]}" for host, name in NAMES.items()]
+    server = ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--local=/#/", *records]
+    return subprocess.Popen(within("node", *server), stderr=subprocess.DEVNULL)
+
+
 def clean():
     for name in ADDRESSES:
         sh(*PODMAN, "pod", "rm", "--force", f"rehearsal-{name}", check=False)
@@ -70,17 +81,18 @@ def clean():
     shutil.rmtree(WORK, ignore_errors=True)
 
 
-def play(objects, name, workload, tag=None):
+def play(objects, name, workload, tag=None, user=None):
     """Runs a workload's pod as `name`: its init containers to their end, then its containers."""
     template = copy.deepcopy(objects.get(*workload.split("/"))["spec"]["template"])
     spec = template["spec"]
+    if user:
+        spec["securityContext"] |= {"runAsUser": user, "runAsGroup": 0}
     # What podman has no notion of; and the host's network is the namespace in which podman is started.
-    for key in ("topologySpreadConstraints", "serviceAccountName", "terminationGracePeriodSeconds", "enableServiceLinks"):
+    for key in ("topologySpreadConstraints", "tolerations", "serviceAccountName", "terminationGracePeriodSeconds", "enableServiceLinks"):
         spec.pop(key, None)
     spec |= {"hostNetwork": True, "restartPolicy": "Never"}
-    (WORK / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{ADDRESSES[n]} {host}\n" for host, n in NAMES.items()))
     volumes = {volume["name"]: volume for volume in spec.setdefault("volumes", [])}
-    volumes["hosts"] = {"name": "hosts", "hostPath": {"path": str(WORK / "hosts"), "type": "File"}}
+    volumes["resolver"] = {"name": "resolver", "hostPath": {"path": str(WORK / "resolv.conf"), "type": "File"}}
     for claim in objects.get(*workload.split("/"))["spec"].get("volumeClaimTemplates", []):
         volumes[claim["metadata"]["name"]] = {"name": claim["metadata"]["name"], "emptyDir": {}}
     for volume in volumes.values():
@@ -96,7 +108,8 @@ def play(objects, name, workload, tag=None):
     for container in spec.get("initContainers", []) + spec["containers"]:
         for key in ("ports", "startupProbe", "readinessProbe", "livenessProbe"):
             container.pop(key, None)
-        container.setdefault("volumeMounts", []).append({"name": "hosts", "mountPath": "/etc/hosts", "readOnly": True})
+        container.setdefault("volumeMounts", []).append(
+            {"name": "resolver", "mountPath": "/etc/resolv.conf", "readOnly": True})
         if tag and container["image"].startswith(IMAGE):
             container["image"] = f"{IMAGE}:{tag}"
     # The kubelet fills in $(NAME).
@@ -194,14 +207,17 @@ def main():
     build = ["buildah", "bud", "--layers", "--isolation", "chroot", "--pull-never", "--network", "host"]
     build += ["--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"]
     started = time.monotonic()
-    sh("nice", *build, "-t", f"{IMAGE}:{tag}", ROOT)
+    sh("nice", *build, "--build-arg", f"VERSION={tag}", "-t", f"{IMAGE}:{tag}", ROOT)
     print(f"image: built in {time.monotonic() - started:.0f} s")
-    sh("nice", *build, "--build-arg", f"VERSION={tag}-next", "-t", f"{IMAGE}:{tag}-next", ROOT)
+    # Another image of the same program, so that there is something to roll to.
+    following = sh("buildah", "from", "--pull-never", f"{IMAGE}:{tag}")
+    sh("buildah", "config", "--label", f"org.opencontainers.image.version={tag}-next", following)
+    sh("buildah", "commit", "--quiet", "--rm", following, f"{IMAGE}:{tag}-next")
     size = int(sh("podman", "image", "inspect", f"{IMAGE}:{tag}", "--format", "{{.Size}}"))
     print(f"image: {size / 1e6:.1f} MB")
     networks()
     secrets(objects)
-    background = []
+    background = [names()]
     try:
         rehearse(objects, tag, background)
     finally:
@@ -230,11 +246,7 @@ def rehearse(objects, tag, background):
     play(objects, "one", "Deployment/cache-aside")
     wait("the service", lambda: answers("one"))
     print(f"service: ready {time.monotonic() - started:.1f} s after its pod was asked for")
-    state = json.loads(sh(*PODMAN, "inspect", "rehearsal-one-cache-aside"))[0]
-    status = pathlib.Path(f"/proc/{state['State']['Pid']}/status").read_text()
-    facts = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if len(line.split()) > 1}
-    print(f"service: user {facts['Uid']}, capabilities {facts['CapEff']}, NoNewPrivs {facts['NoNewPrivs']}, "
-          f"read-only root {state['HostConfig']['ReadonlyRootfs']}, {int(facts['VmRSS']) / 1000:.0f} MB")
+    confined("one")
 
     traefik = ["traefik", f"--providers.file.directory={WORK / 'traefik'}", "--providers.file.watch=true",
                "--entrypoints.web.address=:80", "--log.level=ERROR", "--global.checknewversion=false",
@@ -272,13 +284,28 @@ def rehearse(objects, tag, background):
     roll(objects, tag)
 
 
+def confined(name):
+    """What the process may do, as the kernel says."""
+    state = json.loads(sh(*PODMAN, "inspect", f"rehearsal-{name}-cache-aside"))[0]
+    status = pathlib.Path(f"/proc/{state['State']['Pid']}/status").read_text()
+    facts = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if len(line.split()) > 1}
+    seen = {"capabilities": facts["CapBnd"], "NoNewPrivs": facts["NoNewPrivs"], "root": facts["Uid"] == "0",
+            "read-only root file system": state["HostConfig"]["ReadonlyRootfs"]}
+    print(f"service: user {facts['Uid']}, " + ", ".join(f"{what} {is_so}" for what, is_so in seen.items() if what != "root")
+          + f", {int(facts['VmRSS']) / 1000:.0f} MB")
+    if list(seen.values()) != ["0" * 16, "1", False, True]:
+        sys.exit("the service may do more than it should")
+
+
 def roll(objects, tag):
     """As a Deployment and its Service do it: the new one ready for a while, then SIGTERM, and the endpoint goes a little later."""
     deployment = objects.get("Deployment", "cache-aside")["spec"]
     load = subprocess.Popen(within("node", sys.executable, "-c", LOAD, ADDRESSES["node"], "25"), stdout=subprocess.PIPE, text=True)
     time.sleep(3)
-    play(objects, "two", "Deployment/cache-aside", f"{tag}-next")
+    # Under any other number it does as well: some platforms choose one for each namespace.
+    play(objects, "two", "Deployment/cache-aside", f"{tag}-next", user=1000660000)
     wait("the second image", lambda: answers("two"))
+    confined("two")
     time.sleep(deployment["minReadySeconds"])
     route(objects, ["one", "two"])
     time.sleep(2)

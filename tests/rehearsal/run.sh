@@ -5,13 +5,13 @@ cd "$(dirname "$0")/../.."
 [ "$(id -u)" = 0 ] || { echo "needs root, for network namespaces and containers" >&2; exit 1; }
 
 missing=()
-for program in buildah podman runc mmdebstrap catatonit curl ip nsenter; do
+for program in buildah podman runc mmdebstrap catatonit dnsmasq curl ip nsenter; do
   command -v "$program" > /dev/null || missing+=("$program")
 done
 if [ ${#missing[@]} -gt 0 ]; then
   apt-get update -q > /dev/null
   DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-    buildah podman runc mmdebstrap catatonit curl iproute2 util-linux > /dev/null
+    buildah podman runc mmdebstrap catatonit dnsmasq-base curl iproute2 util-linux > /dev/null
 fi
 
 here=$PWD/target/manifests
