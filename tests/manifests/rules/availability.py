@@ -130,8 +130,9 @@ def connections(objects):
     replicas = scaler["spec"]["maxReplicas"]
     surge = deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
     replicas += share(surge, replicas)
-    # Two more for each: one asks for health, one for changes.
-    wanted = replicas * (int(setting(objects, "database", "pool_size", 16)) + 2)
+    # Two more for each: one asks for health, one for changes. And one that may decode the log, where that is wanted.
+    others = 3 if setting(objects, "invalidation", "mode", "outbox") == "wal" else 2
+    wanted = replicas * (int(setting(objects, "database", "pool_size", 16)) + others)
     # Superusers, migrations and people need some too.
     if wanted > allowed[0] - 10:
         yield f"{replicas} replicas want {wanted} connections, and the database allows {allowed[0]} less 10"
