@@ -43,6 +43,10 @@ pub struct Mapping {
     pub hold: bool,
 }
 
+/// What an announcement has in place of columns: what the dropped entries' keys start with, and the key of the only one.
+const OF: &str = "of";
+const KEY: &str = "key";
+
 /// What a change does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -70,6 +74,14 @@ impl Mapping {
     #[must_use]
     pub fn from_json(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
+    }
+
+    /// What a person's announcement does here; `None`: it is about something else.
+    #[must_use]
+    pub fn told(&self, announced: &Image) -> Option<Effect> {
+        let said = |name: &str| announced.get(name).and_then(Option::as_ref);
+        (said(OF) == Some(&self.prefix))
+            .then(|| said(KEY).map_or(Effect::Everything, |key| Effect::Drop(vec![key.clone()])))
     }
 
     /// What a change of a row does; `None`: of any row.
@@ -132,6 +144,14 @@ impl Resource {
         all
     }
 
+    /// How a person's drop of one entry, or of everything here, is announced.
+    #[must_use]
+    pub fn announcement(&self, entry: Option<&str>) -> Image {
+        let of = (OF.to_owned(), Some(format!("{}{}", self.key_prefix, self.name)));
+        let key = entry.map(|entry| (KEY.to_owned(), Some(entry.to_owned())));
+        std::iter::once(of).chain(key).collect()
+    }
+
     /// The columns of lists that can be cached.
     pub fn cached_lists(&self) -> impl Iterator<Item = &super::Column> {
         self.lists.iter().map(|list| &self.table.columns[list.column]).filter(|column| column.exact)
@@ -176,6 +196,15 @@ mod tests {
         assert_eq!(grouped.effect(Some(&lacking)), expected);
         let in_no_list = image(&[("order_id", Some("7")), ("line_no", Some("1")), ("product", None)]);
         assert_eq!(mapping().effect(Some(&in_no_list)), Effect::Drop(vec!["p:lines:7,1".into()]));
+    }
+
+    #[test]
+    fn an_announcement_concerns_the_resource_that_it_is_of() {
+        let mapping = mapping();
+        let of = |of: &str, key| image(&[("of", Some(of)), ("key", key)]);
+        assert_eq!(mapping.told(&of("p:lines", Some("p:lines:7,1"))), Some(Effect::Drop(vec!["p:lines:7,1".into()])));
+        assert_eq!(mapping.told(&of("p:lines", None)), Some(Effect::Everything));
+        assert_eq!(mapping.told(&of("q:lines", None)), None);
     }
 
     #[test]

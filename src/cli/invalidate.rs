@@ -12,6 +12,7 @@ use crate::app::{look, open_cache};
 use crate::cache::{AnyCache, Cache};
 use crate::catalog::{Resource, State, Target};
 use crate::config::{Config, Env, LogFormat};
+use crate::store::Store;
 use crate::telemetry;
 
 /// How long the cache may take to accept a connection.
@@ -72,6 +73,12 @@ async fn invalidate(config: &Config, is_demo: bool, options: &Options) -> anyhow
     let targets = options.ids.iter().map(|id| target(&resource, id)).collect::<anyhow::Result<Vec<_>>>()?;
     cache.connected(CONNECT).await;
     let unreachable = || format!("the cache at {} did not take it", config.cache.url);
+    let announced: Vec<_> = if targets.is_empty() {
+        vec![resource.announcement(None)]
+    } else {
+        targets.iter().map(|target| resource.announcement(Some(target.entry()))).collect()
+    };
+    store.announce(&announced).await.context("it could not be announced in the database")?;
     if targets.is_empty() {
         cache.purge(name).await.with_context(unreachable)?;
         return Ok(format!("dropped everything of {name}"));

@@ -34,11 +34,20 @@ pub fn plan<'a>(mappings: impl Iterator<Item = &'a Mapping>, changes: &[Change])
         return plan;
     }
     let mut by_relation: HashMap<&str, Vec<&Mapping>> = HashMap::new();
-    for mapping in mappings {
+    let all: Vec<&Mapping> = mappings.collect();
+    for mapping in &all {
         by_relation.entry(&mapping.relation).or_default().push(mapping);
     }
     for change in changes {
-        for mapping in by_relation.get(change.relation.as_str()).into_iter().flatten() {
+        // What a person has dropped is about no table.
+        let announced = change.image.as_ref().filter(|_| change.relation.is_empty());
+        let concerned = if announced.is_some() { Some(&all) } else { by_relation.get(change.relation.as_str()) };
+        for mapping in concerned.into_iter().flatten() {
+            let effect = match announced {
+                Some(announced) => mapping.told(announced),
+                None => Some(mapping.effect(change.image.as_ref())),
+            };
+            let Some(effect) = effect else { continue };
             if plan.renew.contains(&mapping.resource) {
                 continue;
             }
@@ -46,7 +55,7 @@ pub fn plan<'a>(mappings: impl Iterator<Item = &'a Mapping>, changes: &[Change])
                 plan.held.insert(mapping.resource.clone());
             }
             let keys = plan.drop.entry(mapping.resource.clone()).or_default();
-            match mapping.effect(change.image.as_ref()) {
+            match effect {
                 Effect::Drop(more) => keys.extend(more),
                 Effect::Everything => {
                     plan.renew.insert(mapping.resource.clone());

@@ -14,7 +14,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 
-use crate::catalog::{Key, Problem, Resource, Table, TableName};
+use crate::catalog::{Image, Key, Problem, Resource, Table, TableName};
 pub use changes::{Captured, Change, Owed, Wanted};
 pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
@@ -126,6 +126,9 @@ pub trait Store: Send + Sync {
     /// How far changes of these tables by anybody are captured, in their order.
     fn captured(&self, wanted: &[Wanted]) -> impl Future<Output = Result<Vec<Captured>, StoreError>> + Send;
 
+    /// Tells everybody who caches this database what a person has dropped, where there is a way to.
+    fn announce(&self, dropped: &[Image]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
     /// Whether the database answers, asked beside the queue of requests.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
@@ -212,6 +215,10 @@ impl Store for AnyStore {
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         each!(self, store => store.captured(wanted))
+    }
+
+    async fn announce(&self, dropped: &[Image]) -> Result<(), StoreError> {
+        each!(self, store => store.announce(dropped))
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -202,6 +202,27 @@ pub async fn partitions(world: World) {
     // From one partition into another.
     world.sql("UPDATE event SET day = '2026-02-06' WHERE day = '2026-01-05'").await;
     seen(&[&app], row, "Not Found").await;
+    // Too many to be told one by one, also where somebody has meddled with the count.
+    let many = "INSERT INTO event SELECT g, '2026-02-09', 0 FROM generate_series(100, 30100) g";
+    world.sql(many).await;
+    let rows = "SELECT count(*)::text FROM cache_aside.outbox WHERE image ->> 'day' = '2026-02-09'";
+    let told = world.text(rows).await.parse::<u32>().expect("a number");
+    assert!(told <= 10_000, "{told}");
+    let last = "/api/event/30100,2026-02-09";
+    for (v, before) in [
+        (1, ""),
+        (
+            2,
+            "SELECT set_config(name, '2000000', false) FROM (SELECT 'cache_aside.told_' || substr(\
+        tgname, 13, 16) AS name FROM pg_trigger WHERE tgname LIKE 'cache_aside%' LIMIT 1) t;",
+        ),
+    ] {
+        // What was told before must not do the work of what is told now.
+        tokio::time::sleep(PROMISE).await;
+        warm(&[&app], &[last]).await;
+        world.sql(&format!("{before} UPDATE event SET v = {v} WHERE day = '2026-02-09'")).await;
+        seen(&[&app], last, &format!(r#""v":{v}"#)).await;
+    }
 }
 
 #[tokio::test]
@@ -632,6 +653,33 @@ async fn a_person_can_drop_entries_from_outside() {
     let in_process = command(&config.replace(&world.redis_url, "memory:"), &["invalidate", "item"]);
     assert_eq!(in_process.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&in_process.stderr).contains("in the service's own process"));
+}
+
+#[tokio::test]
+async fn what_a_person_dropped_stays_dropped_when_the_cache_comes_back_with_it() {
+    let world = World::new(SCHEMA).await;
+    let mut redis = Redis::start_with(&["--save", "3600", "1"]).await;
+    let config = world.config(RESOURCES).replace(&world.redis_url, &redis.url());
+    let app = App::start(&config).await;
+    // Nobody captures this.
+    let silently = |id: u32| format!("SET session_replication_role = replica; UPDATE item SET v = 9 WHERE id = {id}");
+    let paths = ["/api/item/1", "/api/item/2", "/api/item/3"];
+    warm(&[&app], &paths).await;
+    let () = redis::cmd("SAVE").query_async(&mut redis.client().await).await.expect("it saves");
+    for id in 1..=3 {
+        world.sql(&silently(id)).await;
+    }
+    app.delete("/admin/cache/item/1").await.expect(204);
+    let dropped = command(&config, &["invalidate", "item", "2"]);
+    assert!(dropped.status.success(), "{dropped:?}");
+    redis.kill().await;
+    redis.start_again().await;
+    app.until("used again", async |app| app.get("/api/item/3").await.source() == "cache").await;
+    let values: Vec<bool> = [app.get(paths[0]).await, app.get(paths[1]).await, app.get(paths[2]).await]
+        .iter()
+        .map(|reply| reply.text.contains(r#""v":9"#))
+        .collect();
+    assert_eq!(values, [true, true, false], "only the third was not dropped");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ use self::connect::Connector;
 pub use self::feed::Feed;
 pub use self::wal::Decoder;
 use super::{Batch, Captured, Connections, LastWord, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
-use crate::catalog::{Key, Problem, Resource, Table, TableName};
+use crate::catalog::{Image, Key, Problem, Resource, Table, TableName};
 use crate::config;
 
 /// What the client waits past the server's own statement timeout before it gives the connection up.
@@ -346,6 +346,19 @@ impl Store for PostgresStore {
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         self.captures(wanted).await
+    }
+
+    async fn announce(&self, dropped: &[Image]) -> Result<(), StoreError> {
+        const ANNOUNCE: &str = "SELECT cache_aside.announce(d) FROM jsonb_array_elements($1::jsonb) d";
+        // Texts by text always are JSON.
+        let dropped = serde_json::to_string(dropped).unwrap_or_default();
+        let checked = self.checkout().await?;
+        match checked.client.query_typed(ANNOUNCE, &[(&dropped, Type::TEXT)]).await {
+            Ok(_) => Ok(()),
+            // Where nothing is captured, nobody listens.
+            Err(failed) if capture::absent(&failed).is_some() => Ok(()),
+            Err(failed) => Err(error(failed)),
+        }
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -17,7 +17,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 
 use super::{Batch, Captured, Connections, LastWord, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
-use crate::catalog::{Column, Key, Problem, Resource, Statements, Table, TableName};
+use crate::catalog::{Column, Image, Key, Problem, Resource, Statements, Table, TableName};
 use crate::config;
 
 /// More readers than cores only wait for each other.
@@ -315,6 +315,10 @@ impl Store for SqliteStore {
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         let words = "SQLite tells nobody of changes: those by other programs are seen when the TTL ends";
         Ok(wanted.iter().map(|_| Captured::Never(words.into())).collect())
+    }
+
+    async fn announce(&self, _: &[Image]) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

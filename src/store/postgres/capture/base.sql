@@ -52,6 +52,9 @@ CREATE TABLE IF NOT EXISTS cache_aside.outbox (
 ) WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 20000,
         autovacuum_vacuum_insert_scale_factor = 0.0, autovacuum_vacuum_insert_threshold = 20000);
 
+-- Finds the row of a transaction that says it all.
+CREATE INDEX IF NOT EXISTS outbox_anything ON cache_aside.outbox (xid, relation) WHERE image IS NULL;
+
 -- Snapshots of the last minutes, the candidates for the horizon.
 CREATE TABLE IF NOT EXISTS cache_aside.marks (
   at timestamptz PRIMARY KEY DEFAULT clock_timestamp(),
@@ -96,6 +99,13 @@ BEGIN
 END
 $origin$;
 REVOKE ALL ON FUNCTION cache_aside.origin() FROM PUBLIC;
+
+-- Tells everybody who caches what a person has dropped: a cache that comes back with old data has missed it.
+CREATE OR REPLACE FUNCTION cache_aside.announce(dropped jsonb) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $announce$
+  INSERT INTO cache_aside.outbox (relation, image) VALUES ('', $1);
+$announce$;
+REVOKE ALL ON FUNCTION cache_aside.announce(jsonb) FROM PUBLIC;
 
 -- Makes a slot the one that fills the outbox. What was known before this moment counts for nothing: changes are missing.
 CREATE OR REPLACE FUNCTION cache_aside.anew(slot text) RETURNS void

@@ -182,9 +182,9 @@ fn columns(names: Vec<String>, types: Vec<String>) -> Vec<Column> {
 }
 
 /// Whether an error says that nothing is installed, or that this role may not see it.
-fn absent(failed: &Error) -> Option<&'static str> {
+pub(super) fn absent(failed: &Error) -> Option<&'static str> {
     match failed.code()?.code() {
-        "42P01" | "3F000" => Some("the change capture is not installed; run cache-aside migrate"),
+        "42P01" | "42883" | "3F000" => Some("the change capture is not installed; run cache-aside migrate"),
         "42501" => Some("this role may not read the change capture; run cache-aside migrate --grant ROLE"),
         _ => None,
     }

@@ -47,7 +47,7 @@ pub(super) fn grant(role: &str) -> String {
     format!(
         "GRANT USAGE ON SCHEMA cache_aside TO {role};\n\
          GRANT SELECT ON cache_aside.about, cache_aside.captures, cache_aside.outbox TO {role};\n\
-         GRANT EXECUTE ON FUNCTION cache_aside.sweep(integer), cache_aside.origin() TO {role};\n"
+         GRANT EXECUTE ON FUNCTION cache_aside.sweep(integer), cache_aside.origin(), cache_aside.announce(jsonb) TO {role};\n"
     )
 }
 
@@ -108,7 +108,7 @@ pub(super) fn table(relation: &str, columns: &[Column], level: Level) -> String 
     let (function, name) = (function(relation), literal(relation));
     let body = match level {
         Level::Statement => by_statement(&name, columns),
-        Level::Row => by_row(&name, columns),
+        Level::Row => by_row(relation, columns),
     };
     // What a session may have set and what decides how numbers and bytes are written; services set the same.
     let settings = " SET bytea_output = hex SET extra_float_digits = 1";
@@ -272,13 +272,25 @@ fn by_statement(name: &str, columns: &[Column]) -> String {
     )
 }
 
-fn by_row(name: &str, columns: &[Column]) -> String {
+/// Row by row, a transaction counts what it has told of the table. The count is a setting, which a rolled back part of the
+/// transaction takes back with it; anybody may set it, so past the limit the one row that says it all must be there.
+fn by_row(relation: &str, columns: &[Column]) -> String {
+    let name = literal(relation);
     let (old, new, anything) = (image("OLD", columns), image("NEW", columns), anything(columns));
+    let count = format!("cache_aside.told_{:016x}", xxh3_64(relation.as_bytes()));
+    let everything = format!("INSERT INTO cache_aside.outbox (relation) VALUES ({name});");
+    let insert = "INSERT INTO cache_aside.outbox (relation, image)";
     format!(
-        "BEGIN\n  IF {anything} THEN\n    INSERT INTO cache_aside.outbox (relation) VALUES ({name});\n\
-         \x20 ELSIF TG_OP = 'INSERT' THEN\n    INSERT INTO cache_aside.outbox (relation, image) SELECT {name}, {new};\n\
-         \x20 ELSIF TG_OP = 'DELETE' THEN\n    INSERT INTO cache_aside.outbox (relation, image) SELECT {name}, {old};\n\
-         \x20 ELSE\n    INSERT INTO cache_aside.outbox (relation, image) SELECT {name}, {old} UNION SELECT {name}, {new};\n\
+        "DECLARE\n  told integer := coalesce(nullif(current_setting('{count}', true), ''), '0')::integer;\nBEGIN\n\
+         \x20 IF TG_OP = 'TRUNCATE' THEN\n    {everything}\n    RETURN NULL;\n  END IF;\n\
+         \x20 IF told >= {MOST_ROWS} THEN\n\
+         \x20   IF NOT EXISTS (SELECT FROM cache_aside.outbox o WHERE o.image IS NULL AND o.relation = {name}\n\
+         \x20       AND o.xid = pg_current_xact_id()) THEN\n      {everything}\n    END IF;\n    RETURN NULL;\n  END IF;\n\
+         \x20 PERFORM set_config('{count}', (told + 1)::text, true);\n\
+         \x20 IF {anything} THEN\n    {everything}\n\
+         \x20 ELSIF TG_OP = 'INSERT' THEN\n    {insert} SELECT {name}, {new};\n\
+         \x20 ELSIF TG_OP = 'DELETE' THEN\n    {insert} SELECT {name}, {old};\n\
+         \x20 ELSE\n    {insert} SELECT {name}, {old} UNION SELECT {name}, {new};\n\
          \x20 END IF;\n  RETURN NULL;\nEND\n"
     )
 }

@@ -21,6 +21,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 const LONGEST: usize = 16 << 20;
 const KEPT: usize = 64;
 
+/// What is read at once, at most.
+const READ: usize = 64 << 10;
+
 /// Microseconds from 1970 to 2000, where PostgreSQL's clock starts.
 const EPOCH: u64 = 946_684_800_000_000;
 
@@ -264,6 +267,8 @@ impl Stream {
                     continue;
                 }
             }
+            // As much as there is: what gathers while changes are written is written at once.
+            self.inbox.reserve(READ);
             if self.io.read_buf(&mut self.inbox).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
