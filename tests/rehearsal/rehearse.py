@@ -81,7 +81,7 @@ def clean():
     shutil.rmtree(WORK, ignore_errors=True)
 
 
-def play(objects, name, workload, tag=None, user=None):
+def play(objects, name, workload, tag=None, user=None, check=True):
     """Runs a workload's pod as `name`: its init containers to their end, then its containers."""
     template = copy.deepcopy(objects.get(*workload.split("/"))["spec"]["template"])
     spec = template["spec"]
@@ -125,7 +125,7 @@ def play(objects, name, workload, tag=None, user=None):
         config["metadata"].pop("namespace", None)
     file = WORK / f"{name}.yaml"
     file.write_text(yaml.safe_dump_all([*configs, pod]))
-    sh(*within(name, *PODMAN, "kube", "play", "--network", "host", file))
+    sh(*within(name, *PODMAN, "kube", "play", "--network", "host", file), check=check)
 
 
 def secrets(objects):
@@ -281,6 +281,7 @@ def rehearse(objects, tag, background):
 
     wait("Prometheus", up)
     print("Prometheus: target up")
+    refused(objects)
     roll(objects, tag)
 
 
@@ -295,6 +296,21 @@ def confined(name):
           + f", {int(facts['VmRSS']) / 1000:.0f} MB")
     if list(seen.values()) != ["0" * 16, "1", False, True]:
         sys.exit("the service may do more than it should")
+
+
+def refused(objects):
+    """A configuration with a mistake ends in the check before the service, so that nothing of it ever serves."""
+    mistaken = Objects("local", copy.deepcopy(objects.documents))
+    environment = next(one for one in mistaken.of("ConfigMap") if "CACHE_ASIDE_CONFIG" in one["data"])
+    environment["data"]["CACHE_ASIDE__DATABASE__POOLSIZE"] = "8"
+    play(mistaken, "two", "Deployment/cache-aside", check=False)
+    code = sh(*PODMAN, "inspect", "rehearsal-two-check", "--format", "{{.State.ExitCode}}")
+    state = sh(*PODMAN, "inspect", "rehearsal-two-cache-aside", "--format", "{{.State.Status}}")
+    said = subprocess.run([*PODMAN, "logs", "rehearsal-two-check"], capture_output=True, text=True, check=True).stderr.strip()
+    print(f"a mistake in the configuration: exit code {code}, {said!r}; the service did not start")
+    if code != "2" or state != "created":
+        sys.exit("it was not refused")
+    sh(*PODMAN, "pod", "rm", "--force", "rehearsal-two")
 
 
 def roll(objects, tag):
