@@ -13,7 +13,8 @@ is_recent "$here/tools/kubectl" || is_recent kubectl || tests/manifests/from-deb
 
 [ -x "$here/tools/promtool" ] || command -v promtool > /dev/null || tests/manifests/from-debian.sh promtool "$here/tools"
 
-if ! cmp -s tests/manifests/requirements.txt "$here/requirements.txt"; then
+# Made again too if the machine's Python, to which it links, has gone.
+if ! cmp -s tests/manifests/requirements.txt "$here/requirements.txt" || ! "$here/venv/bin/python" -c '' 2> /dev/null; then
   rm -rf "$here/venv"
   # Debian has the module in a package of its own.
   python3 -m venv "$here/venv" > /dev/null || {
