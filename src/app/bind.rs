@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::{self, Capture, Catalog, Problem, State, TableName};
-use crate::config::{Config, InvalidationMode, Resource};
+use crate::config::{Config, InvalidationMode, Query, Resource};
 use crate::http::Front;
 use crate::store::{AnyStore, Captured, Store, StoreError};
 
@@ -21,13 +21,12 @@ pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
         let (mut catalog, outage) = look(front.aside.store(), &config).await;
         if outage {
             // The database can't say what has changed, so what was found stands: hits go on.
-            keep(&mut catalog, &front.catalog.load(), config.resources.is_empty());
+            keep(&mut catalog, &front.catalog.load(), config.resources.is_empty() && config.queries.is_empty());
         }
-        let said: BTreeMap<String, String> =
-            catalog.resources.iter().map(|(name, state)| (name.clone(), say(state))).collect();
+        let said: BTreeMap<String, String> = catalog.all().map(|(name, state)| (name.clone(), say(state))).collect();
         for (name, words) in &said {
             if before.get(name) != Some(words) {
-                match catalog.resources.get(name) {
+                match catalog.resources.get(name).or_else(|| catalog.queries.get(name)) {
                     Some(State::Ready(resource, _)) if resource.capture != Capture::Lacking => {
                         tracing::info!(resource = name, "{words}");
                     }
@@ -36,7 +35,7 @@ pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
             }
         }
         before = said;
-        for (name, state) in &catalog.resources {
+        for (name, state) in catalog.all() {
             let on = matches!(state, State::Ready(resource, _) if resource.capture == Capture::On);
             front.aside.metrics().capture.with_label_values(&[name]).set(on.into());
         }
@@ -75,9 +74,11 @@ fn keep(catalog: &mut Catalog, before: &Catalog, discovered: bool) {
         *catalog = before.clone();
         return;
     }
-    for (name, state) in &mut catalog.resources {
-        if let (State::Waiting(_), Some(ready @ State::Ready(..))) = (&*state, before.resources.get(name)) {
-            *state = ready.clone();
+    for (now, before) in [(&mut catalog.resources, &before.resources), (&mut catalog.queries, &before.queries)] {
+        for (name, state) in now {
+            if let (State::Waiting(_), Some(ready @ State::Ready(..))) = (&*state, before.get(name)) {
+                *state = ready.clone();
+            }
         }
     }
 }
@@ -95,7 +96,7 @@ pub async fn look(store: &AnyStore, config: &Config) -> (Catalog, bool) {
             }
             Err(error) => {
                 tracing::debug!(%error, "the tables could not be listed");
-                return (Catalog { resources }, error.is_outage());
+                return (Catalog { resources, ..Catalog::default() }, error.is_outage());
             }
         }
     } else {
@@ -117,7 +118,28 @@ pub async fn look(store: &AnyStore, config: &Config) -> (Catalog, bool) {
         };
         resources.insert(name.clone(), state);
     }
-    (Catalog { resources }, outage.is_some())
+    let mut queries = BTreeMap::new();
+    for (name, declared) in &config.queries {
+        let state = match &outage {
+            Some(error) => State::Waiting(vec![Problem::fatal(error.to_string())]),
+            None => match query(store, config, name, declared).await {
+                Ok(state) => state,
+                Err(error) => {
+                    let state = State::Waiting(vec![Problem::fatal(error.to_string())]);
+                    outage = error.is_outage().then_some(error);
+                    state
+                }
+            },
+        };
+        queries.insert(format!("query:{name}"), state);
+    }
+    (Catalog { resources, queries }, outage.is_some())
+}
+
+async fn query(store: &AnyStore, config: &Config, name: &str, declared: &Query) -> Result<State, StoreError> {
+    let resource = catalog::Resource::declared_query(name, declared, &config.defaults, &config.cache.key_prefix);
+    let (resource, problems) = store.prepare(resource).await?;
+    ready(store, config, resource, problems, &declared.depends_on).await
 }
 
 async fn one(store: &AnyStore, config: &Config, name: &str, declared: &Resource) -> Result<State, StoreError> {
@@ -134,12 +156,23 @@ async fn one(store: &AnyStore, config: &Config, name: &str, declared: &Resource)
         Ok(bound) => bound,
         Err(problems) => return Ok(State::Waiting(problems)),
     };
-    let (mut resource, more) = store.prepare(resource).await?;
+    let (resource, more) = store.prepare(resource).await?;
     problems.extend(more);
+    ready(store, config, resource, problems, &declared.depends_on).await
+}
+
+/// What was prepared is served if nothing speaks against it; whether it may be cached is asked last.
+async fn ready(
+    store: &AnyStore,
+    config: &Config,
+    mut resource: catalog::Resource,
+    mut problems: Vec<Problem>,
+    depends: &[String],
+) -> Result<State, StoreError> {
     if problems.iter().any(|problem| problem.fatal) {
         return Ok(State::Waiting(problems));
     }
-    if let Some(missing) = depends_on(store, config, &mut resource, &declared.depends_on).await? {
+    if let Some(missing) = depends_on(store, config, &mut resource, depends).await? {
         return Ok(State::Waiting(vec![missing]));
     }
     if config.invalidation.mode != InvalidationMode::None {
@@ -172,7 +205,8 @@ async fn depends_on(
 async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<Vec<Problem>, StoreError> {
     let wanted = resource.wanted();
     if wanted.is_empty() {
-        let words = "it is a view without depends_on: changes are seen when the TTL ends";
+        let what = if resource.parameters.is_some() { "a statement" } else { "a view" };
+        let words = format!("it is {what} without depends_on: changes are seen when the TTL ends");
         return Ok(vec![Problem::warning(words)]);
     }
     let (mut ids, mut problems) = (Vec::new(), Vec::new());

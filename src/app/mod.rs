@@ -20,7 +20,7 @@ use crate::aside::{Aside, Limits};
 use crate::cache::AnyCache;
 use crate::cache::memory::MemoryCache;
 use crate::cache::redis::RedisCache;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Policy};
 use crate::config::{Config, InvalidationMode};
 use crate::http::{self, Front, Gate, Health, Settings};
 use crate::invalidation::{Pace, Rounds};
@@ -78,9 +78,10 @@ impl App {
     /// Ports that can't be bound.
     pub fn build(config: Config, store: AnyStore, cache: AnyCache) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new()?);
-        for name in config.resources.keys() {
+        let queries = config.queries.keys().map(|name| format!("query:{name}"));
+        for name in config.resources.keys().cloned().chain(queries) {
             // Known from the first scrape on.
-            drop(metrics.resource(name));
+            drop(metrics.resource(&name));
         }
         let limits = Limits {
             max_entry: config.cache.max_entry,
@@ -92,11 +93,13 @@ impl App {
         let server = &config.server;
         let front = Front {
             aside: Aside::new(cache, store, limits, metrics),
-            catalog: Arc::new(ArcSwap::from_pointee(Catalog::unseen(config.resources.keys()))),
+            catalog: Arc::new(ArcSwap::from_pointee(Catalog::unseen(&config))),
             gate: Arc::new(Gate::new(config.access.clone())),
             settings: Arc::new(Settings {
                 request_timeout: server.request_timeout,
                 max_body: server.max_body,
+                ad_hoc: Policy::new(&config.defaults),
+                key_prefix: config.cache.key_prefix.clone(),
                 max_batch: server.max_batch,
                 not_built_yet: config.not_built_yet(),
             }),

@@ -387,12 +387,20 @@ impl<C, S: Store> Core<C, S> {
                 });
                 ("list", loaded)
             }
+            What::Result(params) => {
+                let rows = self.store.query(resource, params).await;
+                let loaded = rows.map(|rows| {
+                    let (payload, truncated, origin) = (Some(rows.json), rows.truncated, rows.origin);
+                    vec![Loaded { origin, payload, truncated, spelled_as_asked: true }]
+                });
+                ("query", loaded)
+            }
             What::Row(_) => {
                 let keys: Vec<&Key> = jobs
                     .iter()
                     .filter_map(|job| match job.target.what() {
                         What::Row(key) => Some(key),
-                        What::List { .. } => None,
+                        What::List { .. } | What::Result(_) => None,
                     })
                     .collect();
                 let operation = if keys.len() == 1 { "row" } else { "rows" };

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::{Answer, Aside, Ask, Forward, Limits, ReadError, Source};
 use crate::cache::memory::MemoryCache;
 use crate::cache::{Cache, Lookup};
-use crate::catalog::{self, Column, Image, Key, Kind, Problem, Resource, Table, TableName, Target, What};
+use crate::catalog::{self, Column, Image, Key, Kind, Param, Problem, Resource, Table, TableName, Target, What};
 use crate::config::{self, Defaults};
 use crate::store::{Batch, Captured, LastWord, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::telemetry::Metrics;
@@ -74,6 +74,10 @@ impl Store for Script {
 
     async fn captured(&self, _: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         Ok(Vec::new())
+    }
+
+    async fn query(&self, _: &Resource, _: &[Param]) -> Result<Rows, StoreError> {
+        Err(StoreError::Busy)
     }
 
     async fn announce(&self, _: &[Image]) -> Result<(), StoreError> {

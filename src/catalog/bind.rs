@@ -99,6 +99,7 @@ pub fn bind(
         shape: 0,
         key_prefix: key_prefix.to_owned(),
         statements: Statements::default(),
+        parameters: None,
         depends_on: Vec::new(),
         groups: Vec::new(),
         list_groups: Vec::new(),

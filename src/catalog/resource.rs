@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Column, Key, KeyError, Table, Target, What, key, mapping};
+use super::{Column, Key, KeyError, Parameters, Table, Target, What, key, mapping};
 use crate::config::{Defaults, GenerateKey, WriteKind};
 use crate::store::Wanted;
 
@@ -105,6 +105,8 @@ pub struct Resource {
     pub key_prefix: String,
     /// The store's texts.
     pub statements: Statements,
+    /// For the results of a statement: what it is given. [`Statements::row`] is the statement then.
+    pub parameters: Option<Parameters>,
     /// The tables, quoted and with their schemas, whose change drops everything here.
     pub depends_on: Vec<String>,
     /// For each of them, the cache key of the generation that all its dependants share.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Capture, Mapping, Problem, Resource};
-use crate::config::nearest;
+use crate::config::{Config, nearest};
 
 /// The state of one declared resource.
 #[derive(Clone, Debug)]
@@ -15,38 +15,52 @@ pub enum State {
     Waiting(Vec<Problem>),
 }
 
+/// What people call it.
+#[must_use]
+pub fn called(name: &str) -> String {
+    name.strip_prefix("query:").map_or_else(|| format!("resource {name}"), |name| format!("query {name}"))
+}
+
 /// All declared resources by name. Replaced as a whole when it is looked at anew.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     /// The resources.
     pub resources: BTreeMap<String, State>,
+    /// The declared statements, each as a resource of its results; named `query:NAME`.
+    pub queries: BTreeMap<String, State>,
 }
 
 impl Catalog {
     /// A catalog in which nothing was looked at yet.
-    pub fn unseen<'a>(names: impl Iterator<Item = &'a String>) -> Self {
-        let waiting = || State::Waiting(vec![Problem::fatal("not looked at yet")]);
-        Self { resources: names.map(|name| (name.clone(), waiting())).collect() }
+    pub fn unseen(config: &Config) -> Self {
+        let waiting = |name: &String| (name.clone(), State::Waiting(vec![Problem::fatal("not looked at yet")]));
+        Self {
+            resources: config.resources.keys().map(waiting).collect(),
+            queries: config.queries.keys().map(|name| waiting(&format!("query:{name}"))).collect(),
+        }
+    }
+
+    /// Resources and statements.
+    pub fn all(&self) -> impl Iterator<Item = (&String, &State)> {
+        self.resources.iter().chain(&self.queries)
     }
 
     /// Whether everything that is declared can be served; nothing at all is not ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.resources.is_empty() && self.resources.values().all(|state| matches!(state, State::Ready(..)))
+        self.all().next().is_some() && self.all().all(|(_, state)| matches!(state, State::Ready(..)))
     }
 
     /// Whether changes are seen wherever they should be.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.resources
-            .values()
-            .all(|state| matches!(state, State::Ready(resource, _) if resource.capture != Capture::Lacking))
+        self.all().all(|(_, state)| matches!(state, State::Ready(resource, _) if resource.capture != Capture::Lacking))
     }
 
     /// Which changes concern what is served.
     #[must_use]
     pub fn mappings(&self) -> Vec<Mapping> {
-        let ready = self.resources.values().filter_map(|state| match state {
+        let ready = self.all().filter_map(|(_, state)| match state {
             State::Ready(resource, _) => Some(resource.mappings()),
             State::Waiting(_) => None,
         });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Capture, Key, Policy, Resource};
+use super::{Capture, Key, Param, Policy, Resource};
 use crate::cache::Place;
 
 /// What a [`Target`] names.
@@ -17,6 +17,8 @@ pub enum What {
         /// The canonical value.
         value: String,
     },
+    /// What a statement gives for these parameters.
+    Result(Vec<Param>),
 }
 
 /// A row or list of a resource. Its cache key is spelled once, when the request is parsed.
@@ -54,7 +56,7 @@ impl Target {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         match &self.what {
-            What::Row(_) => &self.resource.policy,
+            What::Row(_) | What::Result(_) => &self.resource.policy,
             What::List { index, .. } => &self.resource.lists[*index].policy,
         }
     }
@@ -67,7 +69,7 @@ impl Target {
             return false;
         }
         match &self.what {
-            What::Row(_) => true,
+            What::Row(_) | What::Result(_) => true,
             What::List { index, .. } => self.resource.table.columns[self.resource.lists[*index].column].exact,
         }
     }
@@ -82,7 +84,7 @@ impl Target {
     #[must_use]
     pub fn place(&self) -> Place<'_> {
         let groups = match &self.what {
-            What::Row(_) => &self.resource.groups,
+            What::Row(_) | What::Result(_) => &self.resource.groups,
             What::List { .. } => &self.resource.list_groups,
         };
         Place {

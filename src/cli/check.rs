@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{failed, load, misconfigured, runtime, say, store};
 use crate::app::{look, open_cache};
 use crate::cache::AnyCache;
-use crate::catalog::{Capture, State};
+use crate::catalog::{Capture, Resource, State, called};
 use crate::config::{Config, Env, LogFormat};
 use crate::store::{AnyStore, Store};
 use crate::telemetry;
@@ -67,25 +67,45 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
             AnyStore::Sqlite(_) => String::new(),
         };
         Findings::ok(format!("database: {} {version} answers", store.engine()).replace("  ", " ").as_str());
-        for (name, state) in look(&store, config).await.0.resources {
+        if let AnyStore::Postgres(store) = &store {
+            match store.decoding().await {
+                Ok(all) => all.into_iter().for_each(|said| match said {
+                    Ok(words) => Findings::ok(&format!("database: {words}")),
+                    Err(problem) if problem.fatal => findings.error(&format!("database: {}", problem.text)),
+                    Err(problem) => Findings::warning(&format!("database: {}", problem.text)),
+                }),
+                Err(error) => findings.error(&format!("database: {error}")),
+            }
+        }
+        let catalog = look(&store, config).await.0;
+        for (name, state) in catalog.all() {
+            let name = called(name);
             let (served, problems) = match state {
+                State::Ready(query, problems) if query.parameters.is_some() => {
+                    Findings::ok(&format!("{name}: the statement can be run"));
+                    if query.capture == Capture::On {
+                        Findings::ok(&format!("{name}: changes by anybody are captured"));
+                    }
+                    suggest(&store, query, &name).await;
+                    (true, problems)
+                }
                 State::Ready(resource, problems) => {
                     let keys: Vec<&str> = resource.key_columns().map(|column| column.name.as_str()).collect();
                     let columns = resource.columns.len();
                     Findings::ok(&format!(
-                        "resource {name}: table {}, key ({}), {columns} columns",
+                        "{name}: table {}, key ({}), {columns} columns",
                         resource.table.name,
                         keys.join(", ")
                     ));
                     if resource.capture == Capture::On {
-                        Findings::ok(&format!("resource {name}: changes by anybody are captured"));
+                        Findings::ok(&format!("{name}: changes by anybody are captured"));
                     }
                     (true, problems)
                 }
                 State::Waiting(problems) => (false, problems),
             };
             for problem in problems {
-                let line = format!("resource {name}: {}", problem.text);
+                let line = format!("{name}: {}", problem.text);
                 if served && !problem.fatal && !problem.bypass {
                     Findings::warning(&line);
                 } else {
@@ -95,6 +115,21 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
         }
     }
     cache(config, findings).await
+}
+
+/// Names the tables that a statement reads and that are not among those whose change drops its results.
+async fn suggest(store: &AnyStore, query: &Resource, name: &str) {
+    let AnyStore::Postgres(store) = store else { return };
+    match store.reads(query).await {
+        Ok(tables) => {
+            let missing: Vec<String> = tables.into_iter().filter(|table| !query.depends_on.contains(table)).collect();
+            if !missing.is_empty() {
+                let words = missing.join(", ");
+                Findings::warning(&format!("{name}: it also reads {words}; name them with depends_on:"));
+            }
+        }
+        Err(error) => Findings::warning(&format!("{name}: which tables it reads is not known: {error}")),
+    }
 }
 
 async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {

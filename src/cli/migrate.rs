@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use super::{failed, load, misconfigured, runtime, say, store};
 use crate::app::look;
-use crate::catalog::State;
+use crate::catalog::{State, called};
 use crate::config::{Config, Env, InvalidationMode, LogFormat};
 use crate::store::postgres::PostgresStore;
 use crate::store::{AnyStore, Wanted};
@@ -62,21 +62,21 @@ async fn migrate(config: &Config, is_demo: bool, options: &Options) -> anyhow::R
     }
     let store_for_look = AnyStore::Postgres(store.clone());
     let (catalog, outage) = look(&store_for_look, config).await;
-    let mut whole = !outage && !catalog.resources.is_empty();
+    let mut whole = !outage && catalog.all().next().is_some();
     let mut wanted: Vec<Wanted> = Vec::new();
-    for (name, state) in &catalog.resources {
+    for (name, state) in catalog.all() {
         match state {
             State::Ready(resource, _) => wanted.extend(resource.wanted()),
             State::Waiting(problems) => {
                 whole = false;
                 for problem in problems {
-                    eprintln!("error: resource {name}: {}", problem.text);
+                    eprintln!("error: {}: {}", called(name), problem.text);
                 }
             }
         }
     }
     anyhow::ensure!(!outage, "the database does not answer; nothing was changed");
-    anyhow::ensure!(!catalog.resources.is_empty(), "there is no table with a primary key");
+    anyhow::ensure!(catalog.all().next().is_some(), "there is no table with a primary key");
     let role = options.role.as_deref();
     if options.print {
         say(format_args!("{}", store.install_script(&wanted, role).await?.trim_end()));

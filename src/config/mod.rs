@@ -58,6 +58,7 @@ pub use secret::SecretUrl;
 use serde::Deserialize;
 pub use server::Server;
 pub use telemetry::{LogFormat, Telemetry};
+pub use units::parse_duration;
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]

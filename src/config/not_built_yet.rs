@@ -1,6 +1,6 @@
 //! What a configuration may ask for and this version does not do: said at start, so that nobody relies on it.
 
-use super::{AccessLevel, Config};
+use super::Config;
 
 impl Config {
     /// What this configuration asks for and this version does not do yet: one sentence each.
@@ -9,11 +9,6 @@ impl Config {
         let settings = [
             (self.database.replica_url.is_some(), "database.replica_url is not built yet: fills read the primary"),
             (!self.telemetry.otlp_endpoint.is_empty(), "telemetry.otlp_endpoint is not built yet: no traces are sent"),
-            (!self.queries.is_empty(), "queries are not built yet: they are not served"),
-            (
-                self.access.adhoc_queries != AccessLevel::Off,
-                "access.adhoc_queries is not built yet: ad-hoc queries are not served",
-            ),
         ];
         settings.into_iter().filter(|(set, _)| *set).map(|(_, sentence)| sentence.to_owned()).collect()
     }

@@ -18,7 +18,11 @@ const TIMES: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_0
 const SIZES: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// `250ms`, `10s`, `5m`, `1h`, `1d`, or `0`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+///
+/// A sentence that says what is wrong with the text.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text);
     let wrong = || format!("{text:?} is no duration; write it like 250ms, 10s, 5m or 1h");
     if number.is_empty() {

@@ -116,15 +116,15 @@ fn database(database: &Database) -> Result<(), Fault> {
 
 fn cache(cache: &Cache) -> Result<(), Fault> {
     match cache.url.scheme() {
-        "redis" | "rediss" | "valkey" | "valkeys" | "memory" => {}
-        scheme @ ("memcached" | "redis+cluster" | "redis+sentinel") => {
+        "redis" | "rediss" | "valkey" | "valkeys" | "redis+sentinel" | "memory" => {}
+        scheme @ ("memcached" | "redis+cluster") => {
             return fault(&["cache", "url"], format!("{scheme}: is not built yet"));
         }
         _ if cache.url.is_empty() => {
             return fault(&["cache", "url"], "is empty; set it, or leave it out for memory:");
         }
         scheme => {
-            let known = "redis://, rediss://, valkey://, valkeys:// or memory:";
+            let known = "redis://, rediss://, valkey://, valkeys://, redis+sentinel:// or memory:";
             return fault(&["cache", "url"], unknown_scheme(scheme, known));
         }
     }

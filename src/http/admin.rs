@@ -4,15 +4,17 @@ use actix_web::http::Method;
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::front::Front;
-use super::keys;
 use super::problem::Problem;
+use super::{keys, queries};
 use crate::config::Scope;
 
 /// Any method on any path under `/admin`.
-pub(super) async fn handle(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
+pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: web::Data<Front>) -> HttpResponse {
     let path = request.uri().path().strip_prefix("/admin/").unwrap_or_default();
     let steps: Vec<&str> = path.split('/').collect();
     let route = match steps.as_slice() {
+        ["cache", "query"] => "/admin/cache/query",
+        ["cache", "queries", _] => "/admin/cache/queries/{name}",
         ["cache", _] => "/admin/cache/{resource}",
         ["cache", _, _] => "/admin/cache/{resource}/{key}",
         _ => "_unmatched",
@@ -20,6 +22,18 @@ pub(super) async fn handle(request: HttpRequest, front: web::Data<Front>) -> Htt
     let work = async {
         let grant = front.gate.grant(&request)?;
         match steps.as_slice() {
+            ["cache", "query"] => {
+                if *request.method() != Method::DELETE {
+                    return Err(Problem::method_not_allowed(&["DELETE"]));
+                }
+                let target = queries::named(&front, &request, payload, &grant).await?;
+                front.aside.drop_entry(&target).await?;
+                Ok(HttpResponse::NoContent().finish())
+            }
+            ["cache", "queries", name] => {
+                grant.need(Scope::Admin)?;
+                results(&front, &request, name).await
+            }
             ["cache", resource] => {
                 grant.need(Scope::Admin)?;
                 whole(&front, &request, resource).await
@@ -40,6 +54,20 @@ async fn whole(front: &Front, request: &HttpRequest, name: &str) -> Result<HttpR
         return Err(Problem::method_not_allowed(&["DELETE"]));
     }
     front.aside.drop_resource(&resource).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// One result of a declared statement, or without parameters all of them.
+async fn results(front: &Front, request: &HttpRequest, name: &str) -> Result<HttpResponse, Problem> {
+    let query = front.query(&keys::decode(name)?)?;
+    if *request.method() != Method::DELETE {
+        return Err(Problem::method_not_allowed(&["DELETE"]));
+    }
+    if request.uri().query().is_some_and(|query| !query.is_empty()) {
+        front.aside.drop_entry(&queries::target(&query, request)?).await?;
+    } else {
+        front.aside.drop_resource(&query).await?;
+    }
     Ok(HttpResponse::NoContent().finish())
 }
 

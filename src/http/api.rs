@@ -1,4 +1,4 @@
-//! `/api`: rows, batches and lists.
+//! `/api`: rows, batches, lists and the results of statements.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::access::Grant;
 use super::front::Front;
 use super::problem::Problem;
-use super::{conditional, keys, reply, write};
+use super::{conditional, keys, queries, reply, write};
 use crate::aside::{Answer, Ask, ReadError, Source, Status};
 use crate::cache::entry::{self, Entry};
 use crate::catalog::{KeyError, Resource, Target};
@@ -17,6 +17,8 @@ use crate::config::{Scope, WriteKind};
 
 /// What a path under `/api` names.
 enum Place<'a> {
+    Query(&'a str),
+    AdHoc,
     Collection(&'a str),
     Row(&'a str, &'a str),
     Nothing,
@@ -28,17 +30,23 @@ pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: w
     let path = request.uri().path().strip_prefix("/api/").unwrap_or_default();
     let mut steps = path.split('/');
     let place = match (steps.next(), steps.next(), steps.next()) {
+        (Some("query"), None, _) => Place::AdHoc,
+        (Some("queries"), Some(name), None) if !name.is_empty() => Place::Query(name),
         (Some(resource), None, _) if !resource.is_empty() => Place::Collection(resource),
         (Some(resource), Some(key), None) if !resource.is_empty() => Place::Row(resource, key),
         _ => Place::Nothing,
     };
     let route = match place {
+        Place::Query(_) => "/api/queries/{name}",
+        Place::AdHoc => "/api/query",
         Place::Collection(_) => "/api/{resource}",
         Place::Row(..) => "/api/{resource}/{key}",
         Place::Nothing => "_unmatched",
     };
     let work = async {
         match place {
+            Place::Query(name) => queries::declared(&front, &request, name).await,
+            Place::AdHoc => queries::ad_hoc(&front, &request, payload).await,
             Place::Collection(resource) => collection(&front, &request, payload, resource).await,
             Place::Row(resource, key) => row(&front, &request, payload, resource, key).await,
             Place::Nothing => Err(Problem::not_found("there is nothing here; rows are at /api/{resource}/{key}")),
@@ -105,7 +113,7 @@ async fn row(
     }
 }
 
-fn ask(front: &Front, request: &HttpRequest, grant: &Grant<'_>) -> Ask {
+pub(super) fn ask(front: &Front, request: &HttpRequest, grant: &Grant<'_>) -> Ask {
     Ask {
         refresh: conditional::directive(request, "no-cache") && grant.may_refresh(),
         only_if_cached: conditional::directive(request, "only-if-cached"),
@@ -113,7 +121,12 @@ fn ask(front: &Front, request: &HttpRequest, grant: &Grant<'_>) -> Ask {
     }
 }
 
-async fn one(front: &Front, request: &HttpRequest, target: &Target, ask: Ask) -> Result<HttpResponse, Problem> {
+pub(super) async fn one(
+    front: &Front,
+    request: &HttpRequest,
+    target: &Target,
+    ask: Ask,
+) -> Result<HttpResponse, Problem> {
     let engine = front.aside.cache().engine();
     let answer = front.aside.read(target, ask).await?;
     if answer.entry.negative {

@@ -3,6 +3,7 @@
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{HttpRequest, web};
 use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
 
 use super::front::Front;
 use super::problem::Problem;
@@ -15,6 +16,22 @@ pub(super) async fn row(
     payload: web::Payload,
     merge: bool,
 ) -> Result<Body, Problem> {
+    let bytes = bytes(front, request, payload, merge).await?;
+    serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body is no JSON row: {error}")))
+}
+
+/// Reads any other body.
+pub(super) async fn json<T: DeserializeOwned>(
+    front: &Front,
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<T, Problem> {
+    let bytes = bytes(front, request, payload, false).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Problem::bad_request(format!("the body is not as expected: {error}")))
+}
+
+async fn bytes(front: &Front, request: &HttpRequest, payload: web::Payload, merge: bool) -> Result<Vec<u8>, Problem> {
     let declared = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = declared.split(';').next().unwrap_or_default().trim();
     let is = |expected: &str| media_type.eq_ignore_ascii_case(expected);
@@ -22,8 +39,7 @@ pub(super) async fn row(
         return Err(Problem::media_type("application/json"));
     }
     let read = tokio::time::timeout(front.settings.request_timeout, read(payload, front.settings.max_body));
-    let bytes = read.await.map_err(|_| Problem::slow_body())??;
-    serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body is no JSON row: {error}")))
+    read.await.map_err(|_| Problem::slow_body())?
 }
 
 async fn read(mut payload: web::Payload, max: usize) -> Result<Vec<u8>, Problem> {

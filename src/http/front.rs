@@ -14,7 +14,7 @@ use super::access::Gate;
 use super::problem::Problem;
 use crate::aside::Aside;
 use crate::cache::AnyCache;
-use crate::catalog::{Catalog, Resource, State};
+use crate::catalog::{Catalog, Policy, Resource, State};
 use crate::invalidation::Trouble;
 use crate::store::AnyStore;
 use crate::telemetry::Throttle;
@@ -30,6 +30,10 @@ pub struct Settings {
     pub max_body: usize,
     /// The most keys of one batch.
     pub max_batch: usize,
+    /// How long the results of ad-hoc statements live.
+    pub ad_hoc: Policy,
+    /// What comes before all cache keys.
+    pub key_prefix: String,
     /// What this version does not do of what was asked; `/readyz?verbose` says so.
     pub not_built_yet: Vec<String>,
 }
@@ -92,6 +96,18 @@ impl Front {
                 Some(near) => format!("there is no resource {name:?}; did you mean {near:?}?"),
                 None => format!("there is no resource {name:?}"),
             })),
+        }
+    }
+
+    /// The declared statement of this name.
+    pub(super) fn query(&self, name: &str) -> Result<Arc<Resource>, Problem> {
+        let catalog = self.catalog.load();
+        match catalog.queries.get(&format!("query:{name}")) {
+            Some(State::Ready(query, _)) => Ok(Arc::clone(query)),
+            Some(State::Waiting(_)) => Err(Problem::unavailable(format!(
+                "query {name} can't be served at the moment; /readyz?verbose says why"
+            ))),
+            None => Err(Problem::not_found(format!("there is no query {name:?}"))),
         }
     }
 

@@ -26,9 +26,15 @@ pub(super) fn parts(text: &str) -> Result<Vec<String>, Problem> {
 pub(super) struct Parameter<'a> {
     pub(super) name: String,
     raw: &'a str,
+    bare: bool,
 }
 
 impl Parameter<'_> {
+    /// It came without an equals sign.
+    pub(super) fn is_bare(&self) -> bool {
+        self.bare
+    }
+
     /// The value, whole.
     pub(super) fn value(&self) -> Result<String, Problem> {
         decode_query(self.raw)
@@ -47,7 +53,7 @@ pub(super) fn parameters(query: &str) -> Result<Vec<Parameter<'_>>, Problem> {
         .filter(|pair| !pair.is_empty())
         .map(|pair| {
             let (name, raw) = pair.split_once('=').unwrap_or((pair, ""));
-            Ok(Parameter { name: decode_query(name)?, raw })
+            Ok(Parameter { name: decode_query(name)?, raw, bare: !pair.contains('=') })
         })
         .collect()
 }

@@ -12,6 +12,7 @@ mod front;
 mod keys;
 mod operations;
 mod problem;
+mod queries;
 mod reply;
 mod write;
 

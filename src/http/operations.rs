@@ -8,7 +8,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::front::Front;
 use super::problem::Problem;
-use crate::catalog::State;
+use crate::catalog::{State, called};
 
 /// The process is up and its workers answer.
 pub(super) async fn livez(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
@@ -69,24 +69,25 @@ fn report(front: &Front) -> (bool, String) {
         line(false, false, format_args!("rounds: {trouble}"));
     }
     let catalog = front.catalog.load();
-    if catalog.resources.is_empty() {
+    if catalog.all().next().is_none() {
         line(
             false,
             true,
             format_args!("resources: the database has no table with a primary key, or was not looked at yet"),
         );
     }
-    for (name, state) in &catalog.resources {
+    for (name, state) in catalog.all() {
+        let name = called(name);
         match state {
             State::Ready(_, problems) => {
-                line(true, true, format_args!("resource {name}: served"));
+                line(true, true, format_args!("{name}: served"));
                 for problem in problems {
-                    line(false, false, format_args!("resource {name}: {}", problem.text));
+                    line(false, false, format_args!("{name}: {}", problem.text));
                 }
             }
             State::Waiting(problems) => {
                 for problem in problems {
-                    line(false, true, format_args!("resource {name}: {}", problem.text));
+                    line(false, true, format_args!("{name}: {}", problem.text));
                 }
             }
         }

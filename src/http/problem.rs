@@ -178,6 +178,7 @@ impl From<StoreError> for Problem {
             StoreError::BadValue(_) => {
                 Self::bad_request("the database can't read the value as one of the column's type")
             }
+            StoreError::BadStatement(words) => Self::bad_request(format!("the database says: {words}")),
             StoreError::Changed(_) => {
                 Self { cause, look_again: true, ..Self::unavailable("the table has changed; it is looked at anew") }
             }

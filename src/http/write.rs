@@ -108,7 +108,7 @@ pub(super) async fn delete(
 fn key(resource: &Arc<Resource>, parts: Vec<String>) -> Result<Key, Problem> {
     match resource.row(parts)?.what() {
         What::Row(key) => Ok(key.clone()),
-        What::List { .. } => Err(Problem::internal("a row's key named a list")),
+        What::List { .. } | What::Result(_) => Err(Problem::internal("a row's key named something else")),
     }
 }
 

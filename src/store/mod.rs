@@ -14,7 +14,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 
-use crate::catalog::{Image, Key, Problem, Resource, Table, TableName};
+use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 pub use changes::{Captured, Change, Owed, Wanted};
 pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
@@ -38,7 +38,12 @@ pub struct Batch {
     pub origin: u64,
 }
 
-/// The rows of a list.
+/// A result has no more rows than this, and no more bytes but for its last row: it is cut there.
+pub const RESULT_ROWS: usize = 10_000;
+/// See [`RESULT_ROWS`].
+pub const RESULT_BYTES: usize = 16 << 20;
+
+/// The rows of a list or a statement's result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows {
     /// As in [`Batch`].
@@ -64,6 +69,9 @@ pub enum StoreError {
     /// The database can't read a key or value as one of the column's type.
     #[error("the database can't read the value: {0}")]
     BadValue(String),
+    /// The database can't run the statement, or may not: its own words.
+    #[error("the statement can't be run: {0}")]
+    BadStatement(String),
     /// A table or column that was there is not there any more: the catalog must look again.
     #[error("the table has changed: {0}")]
     Changed(String),
@@ -81,6 +89,7 @@ impl StoreError {
             Self::Busy => "queue_full",
             Self::TimedOut => "timeout",
             Self::BadValue(_) => "bad_value",
+            Self::BadStatement(_) => "bad_statement",
             Self::Changed(_) => "schema_changed",
             Self::Refused(_) => "refused",
         }
@@ -114,6 +123,9 @@ pub trait Store: Send + Sync {
         index: usize,
         value: &str,
     ) -> impl Future<Output = Result<Rows, StoreError>> + Send;
+
+    /// The rows that a resource's statement gives for these parameters, in their order; cut where they are too many.
+    fn query(&self, resource: &Resource, params: &[Param]) -> impl Future<Output = Result<Rows, StoreError>> + Send;
 
     /// Runs one write in a transaction of its own. What it did is shown to `last` before it is committed.
     fn write(
@@ -207,6 +219,10 @@ impl Store for AnyStore {
 
     async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
         each!(self, store => store.list(resource, index, value))
+    }
+
+    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+        each!(self, store => store.query(resource, params))
     }
 
     async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {

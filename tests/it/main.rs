@@ -13,6 +13,7 @@ mod cli;
 mod invalidation;
 mod oracle;
 mod outages;
+mod queries;
 mod reads;
 mod robustness;
 mod shutdown;

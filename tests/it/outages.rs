@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::{App, PATIENCE, World, command};
 use crate::faults::Proxy;
+use crate::invalidation::{seen, warm};
 use crate::servers::{Postgres, Redis};
 
 const SCHEMA: &str =
@@ -300,4 +301,60 @@ async fn a_database_that_hangs_leaves_hits_and_ends_misses_and_is_used_again() {
     postgres.resume();
     app.until("used again", async |app| app.get("/api/item/70").await.status == 200).await;
     app.until("ready", async |app| app.get("/readyz").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn sentinels_name_the_master_and_another_when_it_fails() {
+    let world = World::new(
+        "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item SELECT g, 0 FROM generate_series(1, 50) g;",
+    )
+    .await;
+    let mut master = Redis::start().await;
+    let replica = Redis::start_with(&["--replicaof", &format!("127.0.0.1 {}", master.port())]).await;
+    let mut sentinels = Vec::new();
+    for _ in 0..3 {
+        sentinels.push(Redis::sentinel(master.port(), 2, 600).await);
+    }
+    let hosts: Vec<String> = sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port())).collect();
+    let url = format!("redis+sentinel://{}/main", hosts.join(","));
+    let config =
+        world.config("resources: { item: { write: [update], local_ttl: 1h } }\n").replace(&world.redis_url, &url);
+    let (one, two) = (App::start(&config).await, App::start(&config).await);
+    warm(&[&one, &two], &["/api/item/1", "/api/item/2"]).await;
+    // They know each other and the replica only after a while.
+    let conn = sentinels[0].client().await;
+    one.until("known to each other", async |_| {
+        let known: std::collections::HashMap<String, String> =
+            redis::cmd("SENTINEL").arg("MASTER").arg("main").query_async(&mut conn.clone()).await.expect("it answers");
+        known.get("num-other-sentinels").is_some_and(|count| count == "2")
+            && known.get("num-slaves").is_some_and(|count| count == "1")
+    })
+    .await;
+    // One Sentinel may be away, and the failover still happens.
+    sentinels.pop();
+    master.kill().await;
+    let mut v = 0;
+    let failed_over = Instant::now();
+    loop {
+        v += 1;
+        let wrote = one.patch("/api/item/1", &format!(r#"{{"v":{v}}}"#)).await.expect(200);
+        let pending = wrote.header("cache-status").contains("pending");
+        let reply = two.get("/api/item/1").await.expect(200);
+        assert!(pending || reply.text.contains(&format!(r#""v":{v}"#)), "{reply:?}");
+        if two.get("/api/item/2").await.header("cache-status").starts_with("cache-aside; hit") && !pending {
+            break;
+        }
+        assert!(failed_over.elapsed() < PATIENCE, "{}", two.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let health = two.get("/readyz?verbose").await.expect(200);
+    assert!(health.text.contains("[+] cache (redis): answers"), "{health:?}");
+    let mut promoted = replica.client().await;
+    let keys: u32 = redis::cmd("DBSIZE").query_async(&mut promoted).await.expect("it answers");
+    assert!(keys > 0, "the one that was promoted is in use");
+    // The former master comes back, as one that follows: nobody uses it.
+    master.start_again().await;
+    world.sql("UPDATE item SET v = 1000 WHERE id = 2").await;
+    seen(&[&one, &two], "/api/item/2", r#""v":1000"#).await;
+    warm(&[&one, &two], &["/api/item/2"]).await;
 }

@@ -232,6 +232,23 @@ impl Redis {
         SHARED.get_or_init(Self::start).await
     }
 
+    /// A Sentinel that watches the master at this port, called `main`. It gives a master that says nothing for `patience`
+    /// milliseconds up, if `quorum` Sentinels do.
+    pub async fn sentinel(master: u16, quorum: u32, patience: u32) -> Self {
+        let program =
+            find("redis-server").unwrap_or_else(|| panic!("redis-server not found: apt-get install redis-server"));
+        let mut server = Server::new(Engine::Redis, &program, None);
+        let file = server.folder.join("sentinel.conf");
+        let text = format!(
+            "bind 127.0.0.1\nsentinel monitor main 127.0.0.1 {master} {quorum}\n\
+             sentinel down-after-milliseconds main {patience}\nsentinel failover-timeout main 3000\n"
+        );
+        fs::write(&file, text).expect("the configuration can be written");
+        server.args.extend([file.display().to_string(), "--sentinel".to_owned()]);
+        server.start().await;
+        Self { server }
+    }
+
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port())
     }

@@ -56,7 +56,7 @@ impl Shelf {
         let target = self.resource(resource).row(parts.iter().map(|part| (*part).to_owned()).collect());
         match target.expect("it is a key").what() {
             What::Row(key) => key.clone(),
-            What::List { .. } => unreachable!("a row was asked for"),
+            What::List { .. } | What::Result(_) => unreachable!("a row was asked for"),
         }
     }
 

@@ -238,6 +238,13 @@ async fn a_role_that_may_replicate_can_decode_and_all_of_it_can_be_removed() {
     world.sql(&format!("CREATE ROLE {role} LOGIN; GRANT SELECT ON item, team, board TO {role}")).await;
     let admin = world.config(RESOURCES);
     let config = admin.replace("postgres://postgres@", &format!("postgres://{role}@"));
+    assert!(command(&admin, &["migrate"]).status.success());
+    world
+        .sql(&format!("GRANT USAGE ON SCHEMA cache_aside TO {role}; GRANT SELECT ON cache_aside.about TO {role}"))
+        .await;
+    let said = String::from_utf8(command(&config, &["check"]).stdout).expect("it is text");
+    assert!(said.contains(&format!("error    database: role {role} may not decode the log")), "{said}");
+    assert!(said.contains("is read by nobody") && said.contains("warning  database: max_slot_wal_keep_size"), "{said}");
     let granted = command(&admin, &["migrate", "--grant", &role]);
     assert!(granted.status.success(), "{granted:?}");
     let app = App::launch(&config).await;

@@ -16,7 +16,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::{Notify, watch};
 
 use super::look::{Seen, look, register};
-use super::shared::{Made, Shared, now_ms};
+use super::shared::{Made, Peer, Shared, now_ms};
 use crate::cache::control::{Control, field};
 
 /// Between two looks.
@@ -61,7 +61,7 @@ pub(super) struct Live {
     pub(super) number: u64,
     /// The server's clock less this process's, in milliseconds.
     clock: AtomicI64,
-    run: String,
+    peer: Peer,
     pub(super) set_nx_get: bool,
 }
 
@@ -88,7 +88,7 @@ impl Live {
             made: now_ms(),
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             clock: AtomicI64::new(0),
-            run: made.run.clone(),
+            peer: made.peer.clone(),
             set_nx_get: made.set_nx_get,
         }
     }
@@ -123,9 +123,9 @@ impl Live {
         self.known.store(0, Ordering::Release);
     }
 
-    /// Which process of the server answers here.
-    pub(super) fn run(&self) -> &str {
-        &self.run
+    /// Who answers here.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     pub(super) fn learn(&self, shared: &Shared, seen: Seen) {
@@ -274,7 +274,7 @@ async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'stat
                 if error.downcast_ref::<redis::RedisError>().is_none() {
                     // It follows another one, which may hold anything.
                     live.mistrust();
-                    return "it is no master, or its control key can't be kept";
+                    return "it is not the master, or its control key can't be kept";
                 }
                 let dead = error
                     .downcast_ref::<redis::RedisError>()
@@ -295,7 +295,7 @@ async fn turn(shared: &Shared, live: &Live) -> anyhow::Result<()> {
     let mut conn = live.conn.clone();
     // A server that evicts whatever it is given must not keep us here.
     for _ in 0..3 {
-        let seen = look(shared, &mut conn, &live.run).await?;
+        let seen = look(shared, &mut conn, &live.peer).await?;
         if shared.max_staleness.is_none() && (seen.control.epoch == 0 || seen.control.ids != seen.ids) {
             // New, flushed or evicted: whatever generations it had are forgotten. Another life of the server: it may have
             // come back with what was invalidated. Either way nothing older may count, and the next turn finds the new

@@ -167,7 +167,7 @@ async fn follow(shared: Arc<Shared>, local: Weak<Local>) {
 /// One look: first everything that was invalidated up to it, then its deadline.
 async fn step(shared: &Shared, live: &Live, local: &Local) -> anyhow::Result<()> {
     let mut conn = live.conn.clone();
-    let seen = look(shared, &mut conn, live.run()).await?;
+    let seen = look(shared, &mut conn, live.peer()).await?;
     let batch = seen.control.batch;
     let text = format!("{} {} {}", seen.control.epoch, seen.ids.run, seen.ids.replication);
     let life = xxh3_64(text.as_bytes());

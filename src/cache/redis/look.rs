@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 
-use super::shared::{Shared, line, now_ms, text};
+use super::shared::{Peer, Shared, line, now_ms, text};
 use crate::cache::control::{Control, Ids, field};
 
 /// What a look over one connection found.
@@ -23,7 +23,8 @@ pub(super) struct Seen {
 /// # Errors
 ///
 /// Where there is no answer, where the server follows another one, or where what should be the control key is not one.
-pub(super) async fn look(shared: &Shared, conn: &mut MultiplexedConnection, run: &str) -> anyhow::Result<Seen> {
+pub(super) async fn look(shared: &Shared, conn: &mut MultiplexedConnection, peer: &Peer) -> anyhow::Result<Seen> {
+    anyhow::ensure!(shared.leads(peer), "another server is the master now");
     let mut pipe = Pipeline::new();
     pipe.cmd("HGETALL").arg(&shared.control_key).cmd("TIME").cmd("INFO").arg("replication");
     let sent = now_ms();
@@ -34,7 +35,7 @@ pub(super) async fn look(shared: &Shared, conn: &mut MultiplexedConnection, run:
     let replication = line(&info, "master_replid").unwrap_or_default().to_owned();
     Ok(Seen {
         control: Control::read(fields),
-        ids: Ids { run: run.to_owned(), replication },
+        ids: Ids { run: peer.run.clone(), replication },
         // Rounded up: what was taken at this moment must not look younger than it is.
         now: seconds * 1000 + micros.div_ceil(1000),
         sent,

@@ -8,6 +8,7 @@ mod local;
 mod look;
 mod node;
 mod script;
+mod sentinel;
 mod shared;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use redis::{Cmd, Pipeline, Value};
 use self::lane::{Deadlines, Lane, Live};
 use self::local::{Caught, Local};
 pub use self::node::RedisNode;
+use self::sentinel::Sentinels;
 use self::shared::{Shared, now_ms};
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
@@ -56,6 +58,9 @@ impl RedisCache {
     /// A URL or certificate that can't be used. A server that is away is no error: the lane keeps trying.
     pub fn new(config: &config::Cache, max_staleness: Option<Duration>, tiered: bool) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared::new(config, max_staleness)?);
+        if shared.sentinels.is_some() {
+            tokio::spawn(Sentinels::watch(Arc::downgrade(&shared)));
+        }
         let local = (tiered && max_staleness.is_some()).then(|| Local::new(&shared, config.local.max_bytes));
         Ok(Self { lane: Lane::open(&shared), shared, local })
     }

@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::Mutex;
 
 use super::look;
-use super::shared::{Made, Shared, now_ms};
+use super::shared::{Made, Peer, Shared, now_ms};
 use crate::cache::control::field;
 use crate::cache::{CacheError, Looked, Node, Step};
 
@@ -47,11 +47,11 @@ impl RedisNode {
     async fn over<T>(
         &self,
         open: &mut Option<Open>,
-        run: impl AsyncFnOnce(&mut MultiplexedConnection, &str) -> anyhow::Result<T>,
+        run: impl AsyncFnOnce(&mut MultiplexedConnection, &Peer) -> anyhow::Result<T>,
     ) -> Result<T, CacheError> {
         let Some(it) = open else { return Err(CacheError::Disconnected) };
         let mut conn = it.made.conn.clone();
-        match run(&mut conn, &it.made.run).await {
+        match run(&mut conn, &it.made.peer).await {
             Ok(done) => Ok(done),
             Err(error) => {
                 tracing::debug!(cache = self.shared.address, %error, "a round failed at the cache");
@@ -73,7 +73,7 @@ impl Node for RedisNode {
             *open = Some(Open { made, number: self.connections.fetch_add(1, Ordering::Relaxed) + 1 });
         }
         let shared = &self.shared;
-        let seen = self.over(&mut open, async |conn, run| look::look(shared, conn, run).await).await?;
+        let seen = self.over(&mut open, async |conn, peer| look::look(shared, conn, peer).await).await?;
         let connection = open.as_ref().map_or(0, |open| open.number);
         Ok(Looked { control: seen.control, now: seen.now, ids: seen.ids, connection, seen: now_ms() })
     }

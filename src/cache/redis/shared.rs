@@ -9,10 +9,13 @@ use arc_swap::ArcSwap;
 use deadpool_redis::{Connection, Manager, Pool};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, TlsCertificates, Value};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, TlsCertificates, Value,
+};
 use tokio::sync::Notify;
 
 use super::script::Scripts;
+use super::sentinel::{self, Address, Sentinels};
 use crate::cache::control::field;
 use crate::catalog::Mapping;
 use crate::config;
@@ -35,7 +38,11 @@ pub(super) fn now_ms() -> u64 {
 
 /// What all lanes of a process have in common.
 pub(super) struct Shared {
-    pub(super) pool: Pool,
+    /// The pool, and which server it leads to where Sentinels name one.
+    pool: ArcSwap<(Option<Address>, Pool)>,
+    pub(super) sentinels: Option<Sentinels>,
+    info: ConnectionInfo,
+    connection: AsyncConnectionConfig,
     pub(super) scripts: Scripts,
     /// The key that holds the node's epoch, watermark and generations. No resource can have its name: `-` is no letter of
     /// theirs.
@@ -69,18 +76,37 @@ struct Owed {
     failures: u64,
 }
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// Which process of the server.
+    pub(super) run: String,
+    /// Where Sentinels named it.
+    pub(super) address: Option<Address>,
+}
+
 /// A connection that is set up, and what it says of its server.
 pub(super) struct Made {
     pub(super) connection: Connection,
     pub(super) conn: MultiplexedConnection,
-    pub(super) run: String,
+    pub(super) peer: Peer,
     /// The server knows `SET … NX GET` (Redis 7, Valkey).
     pub(super) set_nx_get: bool,
 }
 
+/// Supervisors hold one connection each: the bound is never reached.
+fn pool(info: ConnectionInfo, connection: AsyncConnectionConfig) -> anyhow::Result<Pool> {
+    let manager = Manager::new_with_config(info, connection)?;
+    Ok(Pool::builder(manager).max_size(1024).build()?)
+}
+
 impl Shared {
     pub(super) fn new(config: &config::Cache, max_staleness: Option<Duration>) -> anyhow::Result<Self> {
-        let url = config.url.expose();
+        let (sentinels, url) = match sentinel::split(config.url.expose())? {
+            Some((sentinels, url)) => (Some(sentinels), url),
+            None => (None, config.url.expose().to_owned()),
+        };
+        let url = url.as_str();
         let client = match &config.ca_file {
             None => Client::open(url)?,
             Some(file) => {
@@ -91,15 +117,19 @@ impl Shared {
         // Off by default in this client: small replies would wait for the server's delayed acknowledgement.
         let tcp = TcpSettings::default().set_nodelay(true);
         let info = client.get_connection_info().clone().into_connection_info()?.set_tcp_settings(tcp);
-        let address = info.addr().to_string();
+        let address = match &sentinels {
+            Some(_) => config.url.to_string(),
+            None => info.addr().to_string(),
+        };
         let connection = AsyncConnectionConfig::new()
             .set_response_timeout(Some(config.timeout))
             .set_connection_timeout(Some(config.timeout.max(Duration::from_secs(1))));
-        let manager = Manager::new_with_config(info, connection)?;
-        // Supervisors hold one connection each: the bound is never reached.
-        let pool = Pool::builder(manager).max_size(1024).build()?;
+        let pool = ArcSwap::from_pointee((None, pool(info.clone(), connection.clone())?));
         Ok(Self {
             pool,
+            sentinels,
+            info,
+            connection,
             scripts: Scripts::new(),
             control_key: format!("{}cache-aside:control", config.key_prefix),
             stream_key: format!("{}cache-aside:changes", config.key_prefix),
@@ -116,12 +146,16 @@ impl Shared {
     }
 
     pub(super) fn connections(&self) -> usize {
-        self.pool.status().size
+        self.pool.load().1.status().size
     }
 
     /// A new connection with its scripts loaded.
     pub(super) async fn connect(&self) -> anyhow::Result<Made> {
-        let connection = self.pool.get().await?;
+        let address = match &self.sentinels {
+            Some(sentinels) => Some(sentinels.master().await?),
+            None => None,
+        };
+        let connection = self.pool_of(address.as_ref())?.get().await?;
         let mut conn: MultiplexedConnection = (*connection).clone();
         let outcome = async {
             let mut pipe = Pipeline::new();
@@ -139,12 +173,36 @@ impl Shared {
             Ok((run, major.is_none_or(|major| major >= 7)))
         };
         match outcome.await {
-            Ok((run, set_nx_get)) => Ok(Made { conn: (*connection).clone(), connection, run, set_nx_get }),
+            Ok((run, set_nx_get)) => {
+                let peer = Peer { run, address };
+                Ok(Made { conn: (*connection).clone(), connection, peer, set_nx_get })
+            }
             Err(error) => {
                 // Out of the pool, or the pool would hand the dead connection out again.
                 drop(Connection::take(connection));
                 Err(error)
             }
+        }
+    }
+
+    /// The pool that leads to this server; another one where Sentinels have named another.
+    fn pool_of(&self, address: Option<&Address>) -> anyhow::Result<Pool> {
+        let current = self.pool.load_full();
+        if current.0.as_ref() == address {
+            return Ok(current.1.clone());
+        }
+        let named = address.map(|(host, port)| ConnectionAddr::Tcp(host.clone(), *port));
+        let info = named.map_or_else(|| self.info.clone(), |named| self.info.clone().set_addr(named));
+        let made = pool(info, self.connection.clone())?;
+        self.pool.store(Arc::new((address.cloned(), made.clone())));
+        Ok(made)
+    }
+
+    /// Whether this is still the server that is to be used.
+    pub(super) fn leads(&self, peer: &Peer) -> bool {
+        match (&self.sentinels, &peer.address) {
+            (Some(sentinels), Some(address)) => sentinels.name(address),
+            _ => true,
         }
     }
 

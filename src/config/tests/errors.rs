@@ -245,7 +245,7 @@ fn schemes_are_known_unknown_or_not_built_yet() {
         let expected = format!("config.yaml:2: database.url: {scheme}: is not built yet");
         assert_eq!(database(&format!("{scheme}://h/d")), Err(expected));
     }
-    for scheme in ["memcached", "redis+cluster", "redis+sentinel"] {
+    for scheme in ["memcached", "redis+cluster"] {
         assert_eq!(
             cache(&format!("{scheme}://h")),
             Err(format!("config.yaml:7: cache.url: {scheme}: is not built yet"))

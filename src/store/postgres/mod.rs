@@ -3,6 +3,7 @@
 //! - `capture` installs and checks what tells of changes, `feed` reads them, `snapshot` compares moments
 //! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
 //! - `describe` asks the system catalogues what a table is
+//! - `query` runs statements that people wrote
 //! - `sql` writes the statements of a resource
 //! - `wal` fills the outbox from the log, where triggers are not wanted
 //! - `write` runs the transaction of one write, and asks which column a refused value belongs to
@@ -11,6 +12,7 @@ mod capture;
 mod connect;
 mod describe;
 mod feed;
+mod query;
 mod snapshot;
 mod sql;
 mod tls;
@@ -31,7 +33,7 @@ use self::connect::Connector;
 pub use self::feed::Feed;
 pub use self::wal::Decoder;
 use super::{Batch, Captured, Connections, LastWord, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
-use crate::catalog::{Image, Key, Problem, Resource, Table, TableName};
+use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 use crate::config;
 
 /// What the client waits past the server's own statement timeout before it gives the connection up.
@@ -126,6 +128,23 @@ impl PostgresStore {
         let rows = checked.client.query_typed("SHOW server_version", &[]).await.map_err(error)?;
         let version = rows.first().and_then(|row| row.try_get(0).ok());
         version.ok_or_else(|| StoreError::Refused("no version".into()))
+    }
+
+    /// What an operator should know of how the log is decoded.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] where it can't be asked.
+    pub async fn decoding(&self) -> Result<Vec<Result<String, Problem>>, StoreError> {
+        if !self.inner.decodes {
+            return Ok(Vec::new());
+        }
+        let checked = self.checkout().await?;
+        match wal::state(&checked.client).await {
+            // The resources say so.
+            Err(failed) if capture::absent(&failed).is_some() => Ok(Vec::new()),
+            other => other.map_err(error),
+        }
     }
 
     /// A connection, after a wait in a queue that is bounded in length and time.
@@ -281,6 +300,9 @@ impl Store for PostgresStore {
     }
 
     async fn prepare(&self, mut resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
+        if resource.parameters.is_some() {
+            return self.prepare_statement(resource).await;
+        }
         resource.statements = sql::statements(&resource);
         let mut problems = Vec::new();
         let checked = self.checkout().await?;
@@ -338,6 +360,10 @@ impl Store for PostgresStore {
         }
         json.put_u8(b']');
         Ok(Rows { json: json.freeze(), truncated: found.len() > limit, origin })
+    }
+
+    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+        self.result(resource, params).await
     }
 
     async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {

@@ -73,6 +73,20 @@ fn describe(connection: &Connection, name: String, is_view: bool) -> rusqlite::R
     Ok(Table { schema: None, name, is_view, columns, primary_key, unique })
 }
 
+/// A column of a statement's result, of which only the declared type is known, if that.
+pub(super) fn of_result(name: &str, declared: &str) -> Column {
+    Column {
+        exact: false,
+        json: declared.to_ascii_uppercase().starts_with("JSON"),
+        generated: false,
+        nullable: true,
+        cast: String::new(),
+        name: name.to_owned(),
+        type_name: declared.to_owned(),
+        kind: kind(declared).0,
+    }
+}
+
 /// The rules of column affinity, and the names that people declare in spite of them.
 fn kind(declared: &str) -> (Kind, bool) {
     let declared = declared.to_ascii_uppercase();

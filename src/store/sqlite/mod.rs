@@ -4,6 +4,7 @@
 //! of values and no `row_to_json`: `value` writes the same JSON that PostgreSQL would, led by the declared types.
 
 mod describe;
+mod query;
 mod value;
 mod write;
 
@@ -17,7 +18,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 
 use super::{Batch, Captured, Connections, LastWord, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
-use crate::catalog::{Column, Image, Key, Problem, Resource, Statements, Table, TableName};
+use crate::catalog::{Column, Image, Key, Param, Problem, Resource, Statements, Table, TableName};
 use crate::config;
 
 /// More readers than cores only wait for each other.
@@ -248,6 +249,11 @@ impl Store for SqliteStore {
     }
 
     async fn prepare(&self, mut resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
+        if resource.parameters.is_some() {
+            let tried = resource.clone();
+            let wrong = self.with(&self.inner.readers, move |connection| query::check(connection, &tried)).await?;
+            return Ok((resource, wrong.map(Problem::fatal).into_iter().collect()));
+        }
         resource.statements = statements(&resource);
         let tried = resource.clone();
         self.with(&self.inner.readers, move |connection| {
@@ -303,6 +309,11 @@ impl Store for SqliteStore {
             Ok(Rows { json: json.into(), truncated: false, origin: 0 })
         })
         .await
+    }
+
+    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+        let (resource, params) = (resource.clone(), params.to_vec());
+        self.with(&self.inner.readers, move |connection| query::run(connection, &resource, &params)).await
     }
 
     async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {

@@ -32,7 +32,7 @@ use self::pgoutput::{Message, RelationColumn};
 use self::stream::{Broken, Received, Stream};
 use super::capture::{self, PUBLICATION};
 use super::{PostgresStore, error};
-use crate::catalog::Image;
+use crate::catalog::{Image, Problem};
 use crate::store::StoreError;
 use crate::telemetry::Metrics;
 
@@ -118,6 +118,42 @@ pub(super) async fn lag(client: &Client) -> Result<Option<(i64, i64)>, Error> {
     let rows = client.query_typed(LAG, &[]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     Ok(Some((row.try_get::<_, Option<i64>>(0)?.unwrap_or(0), row.try_get::<_, Option<i64>>(1)?.unwrap_or(0))))
+}
+
+/// What an operator should know of the slot.
+const STATE: &str = "
+    SELECT a.slot, s.slot_name IS NOT NULL AND coalesce(s.wal_status, '') <> 'lost', coalesce(s.active, false),
+           pg_size_pretty(pg_current_wal_insert_lsn() - s.restart_lsn),
+           current_setting('max_slot_wal_keep_size', true) = '-1',
+           r.rolreplication OR r.rolsuper, r.rolname::text
+    FROM cache_aside.about a JOIN pg_roles r ON r.rolname = current_user
+    LEFT JOIN pg_replication_slots s ON s.slot_name = a.slot";
+
+/// What an operator should know of the decoding.
+pub(super) async fn state(client: &Client) -> Result<Vec<Result<String, Problem>>, Error> {
+    let rows = client.query_typed(STATE, &[]).await?;
+    let Some(row) = rows.first() else { return Ok(Vec::new()) };
+    let mut said = Vec::new();
+    let (may, role): (bool, String) = (row.try_get(5)?, row.try_get(6)?);
+    if !may {
+        let words = format!("role {role} may not decode the log: ALTER ROLE {role} REPLICATION");
+        said.push(Err(Problem::fatal(words)));
+    }
+    let (slot, usable, active): (Option<String>, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let kept: Option<String> = row.try_get(3)?;
+    said.push(Ok(match slot {
+        Some(slot) if usable => {
+            let reader = if active { "is read by a service" } else { "is read by nobody" };
+            format!("the replication slot {slot} {reader}; the server keeps {} for it", kept.unwrap_or_default())
+        }
+        _ => "there is no replication slot: the first service that runs makes one".into(),
+    }));
+    if row.try_get::<_, Option<bool>>(4)?.unwrap_or_default() {
+        let words =
+            "max_slot_wal_keep_size is not set: without a running service the log fills the server's disk; set it";
+        said.push(Err(Problem::warning(words)));
+    }
+    Ok(said)
 }
 
 /// Why nothing is decoded here.

@@ -129,6 +129,10 @@ impl Stream {
         frontend::startup_message(parameters, &mut stream.outbox)?;
         stream.send().await?;
         stream.authenticate(user, config.get_password().unwrap_or_default()).await?;
+        // A server that follows has no such slot, which must not be taken for a slot that was lost.
+        if stream.follows().await? {
+            return Err(Broken::Unusable("it follows another database".into()));
+        }
         // Both names are letters, digits and underscores.
         let command = format!(
             "START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 (proto_version '1', publication_names '{publication}')"
@@ -183,6 +187,21 @@ impl Stream {
                 _ => return Err(strange("a way to authenticate that is not built")),
             }
             self.send().await?;
+        }
+    }
+
+    async fn follows(&mut self) -> Result<bool, Broken> {
+        frontend::query("SELECT pg_is_in_recovery()", &mut self.outbox)?;
+        self.send().await?;
+        let mut follows = true;
+        loop {
+            let mut frame = self.frame().await?;
+            match Message::parse(&mut frame)? {
+                Some(Message::DataRow(row)) => follows = row.buffer().last() != Some(&b'f'),
+                Some(Message::ErrorResponse(body)) => return Err(refused(&body)),
+                Some(Message::ReadyForQuery(_)) => return Ok(follows),
+                _ => {}
+            }
         }
     }
 
