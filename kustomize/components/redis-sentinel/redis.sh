@@ -6,6 +6,7 @@ umask 077
 # A copy, since the sentinels have it rewritten at a failover. It holds the password, so it is in memory only.
 {
   cat /etc/redis/redis.conf
+  echo "maxmemory $REDIS_MAXMEMORY"
   echo "requirepass \"$REDIS_PASSWORD\""
   echo "masterauth \"$REDIS_PASSWORD\""
   echo "replica-announce-ip $me"

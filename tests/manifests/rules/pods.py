@@ -56,15 +56,15 @@ def resources(objects):
 
 
 def redis_settings(objects, pod, container):
-    """What redis.conf says, and then the command."""
+    """What redis.conf says, what a script adds to it, and then the command."""
     mounted = [volume["configMap"]["name"] for volume in pod.spec.get("volumes", []) if "configMap" in volume]
-    texts = [objects.get("ConfigMap", name)["data"].get("redis.conf", "") for name in mounted]
-    lines = [line.split(maxsplit=1) for text in texts for line in text.splitlines() if " " in line and line[0] != "#"]
-    environment, words = objects.environment(pod, container), container.get("command", [])
-    for name, value in zip(words, words[1:]):
-        if name.startswith("--"):
-            lines.append((name[2:], re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], ""), value)))
-    return dict(lines)
+    files = {name: text for config in mounted for name, text in objects.get("ConfigMap", config)["data"].items()}
+    lines = [line.split(maxsplit=1) for line in files.get("redis.conf", "").splitlines() if " " in line and line[0] != "#"]
+    lines += re.findall(r'^ *echo "([a-z-]+) (\$[A-Z_]+)"$', files.get("redis.sh", ""), re.M)
+    words, environment = container.get("command", []), objects.environment(pod, container)
+    lines += [(name[2:], value) for name, value in zip(words, words[1:]) if name.startswith("--")]
+    fill = lambda value: re.sub(r"\$\(?([A-Z_]+)\)?", lambda found: environment.get(found[1], ""), value)
+    return {name: fill(value) for name, value in lines}
 
 
 @rule
