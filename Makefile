@@ -1,16 +1,31 @@
 # The recipes that people and continuous integration share.
-.PHONY: demo test lint servers bench drill
+.PHONY: demo test lint manifests rehearse image servers bench drill
 
 demo: ## Serve the demo: no configuration, no servers
 	cargo run --release
 
-test: servers lint ## Everything: lints, unit tests, and stories on real servers
+test: servers lint ## Everything: lints, unit tests, stories on real servers, and what a cluster gets
 	cargo test --locked
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	$(MAKE) manifests
 
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+manifests: ## Render and judge what a cluster gets: manifests, alerts, configuration, Dockerfile
+	cargo build --locked --quiet
+	tests/manifests/install.sh
+	target/manifests/venv/bin/python -B tests/manifests/check.py
+
+rehearse: ## Image, local overlay, Traefik, Prometheus and a roll under load, without a cluster (root, Debian)
+	tests/rehearsal/run.sh
+
+IMAGE ?= ghcr.io/cache-aside/cache-aside
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
+image: ## Build the image with docker, podman or buildah; BUILD_ARGS for more
+	$(BUILDER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) -t $(IMAGE):$(VERSION) .
 
 servers: ## Install PostgreSQL and Redis from Debian's packages, where they are missing
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v redis-server >/dev/null && command -v setpriv >/dev/null && command -v openssl >/dev/null || { \
