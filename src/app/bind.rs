@@ -36,8 +36,14 @@ pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
         }
         before = said;
         for (name, state) in catalog.all() {
-            let on = matches!(state, State::Ready(resource, _) if resource.capture == Capture::On);
-            front.aside.metrics().capture.with_label_values(&[name]).set(on.into());
+            let capture = match state {
+                State::Ready(resource, _) => resource.capture,
+                State::Waiting(_) => Capture::Lacking,
+            };
+            // Where nobody asked for it, there is nothing to tell.
+            if config.watermark().is_some() && capture != Capture::Off {
+                front.aside.metrics().capture.with_label_values(&[name]).set((capture == Capture::On).into());
+            }
         }
         // Before anything of it is served.
         front.aside.declare(catalog.mappings()).await;

@@ -78,7 +78,9 @@ impl Resource {
         let sql = &self.statements.row;
         hasher.update(sql.len().to_be_bytes());
         hasher.update(sql);
-        params.iter().for_each(|param| hash(&mut hasher, param));
+        for param in &params {
+            hash(&mut hasher, param);
+        }
         let mut entry = format!("{}query:", self.key_prefix);
         for byte in hasher.finalize() {
             // Writing to a String can't fail.
@@ -100,7 +102,9 @@ fn hash(hasher: &mut Sha256, param: &Param) {
         Param::List(all) => {
             hasher.update(b"l");
             hasher.update(all.len().to_be_bytes());
-            all.iter().for_each(|param| hash(hasher, param));
+            for param in all {
+                hash(hasher, param);
+            }
         }
     }
 }
@@ -117,7 +121,6 @@ fn normalised(sql: &str) -> String {
     for letter in sql.chars() {
         match quote {
             Some(open) if letter == open => quote = None,
-            Some(_) => {}
             None if matches!(letter, '\'' | '"' | '`') => quote = Some(letter),
             None if letter.is_whitespace() => {
                 if !out.ends_with(' ') {
@@ -125,7 +128,7 @@ fn normalised(sql: &str) -> String {
                 }
                 continue;
             }
-            None => {}
+            Some(_) | None => {}
         }
         out.push(letter);
     }

@@ -32,6 +32,7 @@ pub struct Catalog {
 
 impl Catalog {
     /// A catalog in which nothing was looked at yet.
+    #[must_use]
     pub fn unseen(config: &Config) -> Self {
         let waiting = |name: &String| (name.clone(), State::Waiting(vec![Problem::fatal("not looked at yet")]));
         Self {

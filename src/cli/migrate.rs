@@ -48,6 +48,10 @@ async fn migrate(config: &Config, is_demo: bool, options: &Options) -> anyhow::R
         say(format_args!("{}", PostgresStore::uninstall_script().trim_end()));
         return Ok(true);
     }
+    anyhow::ensure!(
+        !is_demo,
+        "nothing is configured, so there is no database: give --config FILE, or set DATABASE_URL"
+    );
     let AnyStore::Postgres(store) = store(config, is_demo).await? else {
         say(format_args!("nothing to do: this database tells nobody of changes; the service's own writes invalidate"));
         return Ok(true);
@@ -62,7 +66,8 @@ async fn migrate(config: &Config, is_demo: bool, options: &Options) -> anyhow::R
     }
     let store_for_look = AnyStore::Postgres(store.clone());
     let (catalog, outage) = look(&store_for_look, config).await;
-    let mut whole = !outage && catalog.all().next().is_some();
+    anyhow::ensure!(!outage, "the database does not answer; nothing was changed");
+    let mut whole = catalog.all().next().is_some();
     let mut wanted: Vec<Wanted> = Vec::new();
     for (name, state) in catalog.all() {
         match state {
@@ -75,7 +80,6 @@ async fn migrate(config: &Config, is_demo: bool, options: &Options) -> anyhow::R
             }
         }
     }
-    anyhow::ensure!(!outage, "the database does not answer; nothing was changed");
     anyhow::ensure!(catalog.all().next().is_some(), "there is no table with a primary key");
     let role = options.role.as_deref();
     if options.print {

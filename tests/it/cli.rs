@@ -87,6 +87,9 @@ async fn check_holds_the_configuration_against_the_database_and_the_cache() {
     }
     let nowhere = file("database: { url: \"postgres://x@127.0.0.1:1/x\" }\nresources: { item: {} }\n");
     assert_eq!(run(&["check", "--config", nowhere.path().to_str().expect("it is text")], &[]).status.code(), Some(1));
+    // A job that lost its settings has not done its work.
+    let migrated = run(&["migrate"], &[]);
+    assert!(!migrated.status.success() && String::from_utf8_lossy(&migrated.stderr).contains("nothing is configured"));
 }
 
 #[tokio::test]

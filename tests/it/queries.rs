@@ -223,7 +223,7 @@ async fn the_demo_can_be_asked_anything_too() {
     let sources = async |body: &str| app.post("/api/query", body).await.expect(200).source();
     assert_eq!((sources(&body).await, sources(&body).await), ("database".into(), "cache".into()));
     assert_eq!(app.post("/api/query", &body).await.data(), declared.data());
-    assert_eq!(sources(&body.replace("}", r#","refresh":true}"#)).await, "database");
+    assert_eq!(sources(&body.replace('}', r#","refresh":true}"#)).await, "database");
     assert_eq!(sources(&body).await, "cache");
     app.ask(reqwest::Method::DELETE, "/admin/cache/query").json(&body).send().await.expect(204);
     assert_eq!(sources(&body).await, "database");

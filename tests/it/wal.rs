@@ -247,7 +247,7 @@ async fn a_role_that_may_replicate_can_decode_and_all_of_it_can_be_removed() {
     assert!(said.contains("is read by nobody") && said.contains("warning  database: max_slot_wal_keep_size"), "{said}");
     let granted = command(&admin, &["migrate", "--grant", &role]);
     assert!(granted.status.success(), "{granted:?}");
-    let app = App::launch(&config).await;
+    let mut app = App::launch(&config).await;
     warm(&[&app], &["/api/item/1"]).await;
     world.sql("UPDATE item SET v = 1 WHERE id = 1").await;
     seen(&[&app], "/api/item/1", r#""v":1"#).await;
@@ -255,6 +255,17 @@ async fn a_role_that_may_replicate_can_decode_and_all_of_it_can_be_removed() {
     let script =
         String::from_utf8(command(&admin, &["migrate", "--print", "--grant", &role]).stdout).expect("it is text");
     world.sql(&script).await;
+    // Whoever goes back to triggers is told of the slot that keeps the log.
+    app.signal("KILL");
+    app.ended().await;
+    let triggers = config.replace("mode: wal", "mode: outbox");
+    let kept = |said: &str| said.contains("is read by nobody, and the server keeps");
+    let since = std::time::Instant::now();
+    while !kept(&String::from_utf8_lossy(&command(&triggers, &["check"]).stdout)) {
+        assert!(since.elapsed() < crate::app::PATIENCE, "never told");
+    }
+    let app = App::launch(&config).await;
+    warm(&[&app], &["/api/item/1"]).await;
     let removed = command(&admin, &["migrate", "--uninstall"]);
     assert!(removed.status.success(), "{removed:?}");
     let left = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())

@@ -136,11 +136,11 @@ impl PostgresStore {
     ///
     /// [`StoreError`] where it can't be asked.
     pub async fn decoding(&self) -> Result<Vec<Result<String, Problem>>, StoreError> {
-        if !self.inner.decodes {
-            return Ok(Vec::new());
-        }
         let checked = self.checkout().await?;
-        match wal::state(&checked.client).await {
+        let state = async {
+            if self.inner.decodes { wal::state(&checked.client).await } else { wal::left_over(&checked.client).await }
+        };
+        match state.await {
             // The resources say so.
             Err(failed) if capture::absent(&failed).is_some() => Ok(Vec::new()),
             other => other.map_err(error),

@@ -16,7 +16,11 @@ pub(super) fn check(connection: &Connection, resource: &Resource) -> Result<Opti
     let declared = resource.parameters.as_ref().map_or(0, |parameters| parameters.0.len());
     let count = match connection.prepare_cached(&wrapped(&resource.statements.row)) {
         Ok(statement) => statement.parameter_count(),
-        Err(failed) => return Ok(Some(failed.to_string())),
+        Err(failed) => {
+            let words = failed.to_string();
+            let error = StoreError::from(failed);
+            return if error.is_outage() { Err(error) } else { Ok(Some(words)) };
+        }
     };
     Ok((count != declared).then(|| format!("the statement takes {count} parameters, and params: names {declared}")))
 }

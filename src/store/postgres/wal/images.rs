@@ -149,6 +149,7 @@ mod tests {
         cells.map(cell).into()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "what is told of a row is an option")]
     fn image(values: &[(&str, &str)]) -> Option<Image> {
         let value = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Some(values.iter().map(|(name, text)| ((*name).to_owned(), value(text))).collect())
@@ -166,7 +167,7 @@ mod tests {
     fn what_is_not_told_of_a_row_is_left_out() {
         let (new, key) = (tuple(["1", "x", "b"]), tuple(["0", "", ""]));
         let full = image(&[("id", "1"), ("group", "b")]);
-        assert_eq!(told(&Message::Insert { table: 7, new: new.clone() }), [full.clone()]);
+        assert_eq!(told(&Message::Insert { table: 7, new: new.clone() }), vec![full.clone()]);
         // The same key, in a group that nobody names.
         let update = Message::Update { table: 7, old: None, new: new.clone() };
         assert_eq!(told(&update), [full.clone(), image(&[("id", "1")])]);

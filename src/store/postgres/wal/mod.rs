@@ -156,6 +156,21 @@ pub(super) async fn state(client: &Client) -> Result<Vec<Result<String, Problem>
     Ok(said)
 }
 
+/// A slot that somebody used before, and that keeps the log for nobody: this configuration doesn't decode.
+pub(super) async fn left_over(client: &Client) -> Result<Vec<Result<String, Problem>>, Error> {
+    let rows = client.query_typed(STATE, &[]).await?;
+    let Some(row) = rows.first() else { return Ok(Vec::new()) };
+    let (slot, usable, active): (Option<String>, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let kept: Option<String> = row.try_get(3)?;
+    Ok(slot.filter(|_| usable && !active).map_or_else(Vec::new, |slot| {
+        vec![Err(Problem::warning(format!(
+            "the replication slot {slot} is read by nobody, and the server keeps {} for it; if no service with \
+             invalidation.mode wal is to come back: SELECT pg_drop_replication_slot('{slot}')",
+            kept.unwrap_or_default()
+        )))]
+    }))
+}
+
 /// Why nothing is decoded here.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
