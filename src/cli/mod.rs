@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod check;
+mod init;
 mod invalidate;
 mod migrate;
 mod serve;
@@ -47,6 +48,8 @@ enum Command {
     },
     /// Install what tells the cache of changes in the database; safe to run again.
     Migrate(migrate::Options),
+    /// Read a database and print a configuration to start with.
+    Init(init::Options),
     /// Drop entries from the cache: some rows of a resource, or all that it has.
     Invalidate(invalidate::Options),
     /// Print the JSON Schema of the configuration file.
@@ -74,6 +77,7 @@ pub fn run() -> ExitCode {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(file, &env),
         Command::Check { offline } => check::run(file, &env, offline),
+        Command::Init(options) => init::run(&env, &options),
         Command::Invalidate(options) => invalidate::run(file, &env, &options),
         Command::Migrate(options) => migrate::run(file, &env, &options),
         Command::Schema => {

@@ -34,6 +34,13 @@ impl Env {
         env
     }
 
+    /// The same with one more variable.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.texts.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
     /// The value of a variable, if it is set and text.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {

@@ -129,3 +129,33 @@ async fn a_database_url_alone_serves_every_table_with_a_key_read_only() {
     app.post("/api/order_details", "{}").await.expect(405);
     app.get("/api/keyless/1").await.expect(404);
 }
+
+#[tokio::test]
+async fn init_prints_a_configuration_that_fits() {
+    let world = World::new(
+        "CREATE TABLE users (id int PRIMARY KEY, name text, team_id int);
+         CREATE TABLE \"Order Lines\" (\"order\" int, line int, \"${x}\" text, PRIMARY KEY (\"order\", line));
+         CREATE TABLE keyless (a int);",
+    )
+    .await;
+    let printed = run(&["init", "--database-url", &world.database.url], &[]);
+    assert!(printed.status.success(), "{printed:?}");
+    let text = String::from_utf8(printed.stdout).expect("it is text");
+    for line in [
+        "  users:\n    key: id\n    columns: [id, name, team_id]",
+        "    # lists: { team_id: { limit: 1000 } }",
+        "  order_lines:\n    table: \"\\\"public\\\".\\\"Order Lines\\\"\"",
+        "key: [order, line]",
+        "# keyless has no primary key",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let config = file(&text);
+    let env = [("DATABASE_URL", world.database.url.as_str()), ("CACHE_URL", world.redis_url.as_str())];
+    let path = config.path().to_str().expect("it is text").to_owned();
+    assert!(run(&["migrate", "--config", &path], &env).status.success());
+    let check = run(&["check", "--config", &path], &env);
+    assert!(check.status.success(), "{check:?}");
+    assert!(!run(&["init"], &[]).status.success(), "which database?");
+    assert!(!run(&["init", "--database-url", "postgres://127.0.0.1:1/x"], &[]).status.success());
+}
