@@ -264,7 +264,12 @@ impl Redis {
     /// A client beside the service.
     pub async fn client(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.url()).expect("the URL is sound");
-        client.get_multiplexed_async_connection().await.expect("the server should accept a connection")
+        // Saving a dump takes as long as the disk does.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(START_DEADLINE));
+        client
+            .get_multiplexed_async_connection_with_config(&patient)
+            .await
+            .expect("the server should accept a connection")
     }
 
     /// Ends the server as an operator would, by SIGTERM, and waits until it is gone.

@@ -105,11 +105,19 @@ impl PostgresStore {
                     collect(client, &statement, params).await
                 };
                 let collected = collected.await;
-                client.batch_execute("ROLLBACK").await?;
+                // What was cut for its size is still on its way here: its connection is given up below.
+                if !matches!(collected, Ok(Ok(Collected { unread: true, .. }))) {
+                    client.batch_execute("ROLLBACK").await?;
+                }
                 collected
             };
             match tokio::time::timeout(self.inner.statement_timeout + SLACK, run).await {
-                Ok(Ok(Ok((json, truncated)))) => return Ok(Rows { origin, json: json.freeze(), truncated }),
+                Ok(Ok(Ok(Collected { json, truncated, unread }))) => {
+                    if unread {
+                        self.abandon(checked);
+                    }
+                    return Ok(Rows { origin, json: json.freeze(), truncated });
+                }
                 Ok(Ok(Err(count))) => {
                     let words = format!("it takes {count} parameters, and {} were given", params.len());
                     return Err(StoreError::BadStatement(words));
@@ -183,12 +191,16 @@ fn tables(plan: &serde_json::Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The rows as one JSON array, and whether it was cut; or how many parameters there should be.
-async fn collect(
-    client: &Object,
-    statement: &Statement,
-    params: &[Param],
-) -> Result<Result<(BytesMut, bool), usize>, Error> {
+/// Rows as one JSON array.
+struct Collected {
+    json: BytesMut,
+    truncated: bool,
+    /// The server has more of them to send.
+    unread: bool,
+}
+
+/// The rows; or how many parameters there should be.
+async fn collect(client: &Object, statement: &Statement, params: &[Param]) -> Result<Result<Collected, usize>, Error> {
     if statement.params().len() != params.len() {
         return Ok(Err(statement.params().len()));
     }
@@ -196,10 +208,11 @@ async fn collect(
     let mut rows = pin!(client.query_raw(statement, params.iter().map(Given)).await?);
     let mut json = BytesMut::from(&b"["[..]);
     let mut count = 0;
-    let mut truncated = false;
+    let (mut truncated, mut unread) = (false, false);
     while let Some(row) = rows.try_next().await? {
         if count == RESULT_ROWS || json.len() > RESULT_BYTES {
             truncated = true;
+            unread = count < RESULT_ROWS;
             break;
         }
         if count > 0 {
@@ -209,7 +222,7 @@ async fn collect(
         count += 1;
     }
     json.put_u8(b']');
-    Ok(Ok((json, truncated)))
+    Ok(Ok(Collected { json, truncated, unread }))
 }
 
 /// What an error means where the statement itself may be wrong.

@@ -102,9 +102,9 @@ pub(super) async fn passed(client: &Client, position: &str, patience: Duration) 
         if !on_disk && !pushed && pause > Duration::from_millis(4) {
             pushed = true;
             client
+                // Sent as one, they are one transaction, which ends even if it fails.
                 .batch_execute(
-                    "BEGIN; SET LOCAL synchronous_commit = local; \
-                     SELECT pg_logical_emit_message(true, 'cache_aside', ''); COMMIT",
+                    "SET LOCAL synchronous_commit = local; SELECT pg_logical_emit_message(true, 'cache_aside', '')",
                 )
                 .await?;
         }
