@@ -219,9 +219,10 @@ async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<V
     let (mut lacking, mut partial) = (false, false);
     for captured in store.captured(&wanted).await? {
         match captured {
-            Captured::Complete { id, partial: some } => {
+            Captured::Complete { id, partial: some, late } => {
                 ids.push(id);
                 partial |= some;
+                resource.late |= late;
             }
             Captured::Lacking(words) => {
                 lacking = true;

@@ -104,6 +104,7 @@ pub fn bind(
         groups: Vec::new(),
         list_groups: Vec::new(),
         hold: declared.consistency == config::Consistency::Hold,
+        late: false,
         capture: super::Capture::Off,
     };
     resource.shape = shape(&resource);

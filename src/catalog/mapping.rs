@@ -38,6 +38,9 @@ pub struct Mapping {
     /// The group that everything depending on the table shares.
     #[serde(rename = "g", default, skip_serializing_if = "Option::is_none")]
     group: Option<String>,
+    /// Changes are told a moment after they are visible: a round must wait for that, whoever runs it.
+    #[serde(rename = "w", default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
     /// Writers may hold the resource's entries.
     #[serde(rename = "h", default, skip_serializing_if = "std::ops::Not::not")]
     pub hold: bool,
@@ -129,6 +132,7 @@ impl Resource {
             lists: Vec::new(),
             all_lists: None,
             group: None,
+            late: self.late,
             hold: false,
         };
         let depends = self.depends_on.iter().zip(&self.groups);
@@ -171,6 +175,7 @@ mod tests {
             lists: vec!["product".into()],
             all_lists: None,
             group: None,
+            late: false,
             hold: false,
         }
     }

@@ -59,7 +59,7 @@ impl Resource {
             write: Vec::new(),
             generate_key: GenerateKey::Database,
             // Another's result lives by other rules, though it has the same key.
-            shape: xxh3_64(format!("{name} {sql}").as_bytes()),
+            shape: xxh3_64(format!("{name} {} {sql}", policy.ttl.as_millis()).as_bytes()),
             key_prefix: key_prefix.to_owned(),
             statements: Statements { row: sql, ..Statements::default() },
             parameters: Some(Parameters(parameters)),
@@ -67,6 +67,7 @@ impl Resource {
             groups: Vec::new(),
             list_groups: Vec::new(),
             hold: false,
+            late: false,
             capture: Capture::Off,
         }
     }

@@ -115,6 +115,8 @@ pub struct Resource {
     pub list_groups: Vec<String>,
     /// Writers hold entries while they commit, so that no reader is ever ahead of another.
     pub hold: bool,
+    /// Changes are told a moment after they are visible.
+    pub late: bool,
     /// Whether changes by others are seen. Where they aren't and should be, nothing is cached.
     pub capture: Capture,
 }

@@ -8,7 +8,7 @@ use super::{failed, load, misconfigured, runtime, say, store};
 use crate::app::{look, open_cache};
 use crate::cache::AnyCache;
 use crate::catalog::{Capture, Resource, State, called};
-use crate::config::{Config, Env, LogFormat};
+use crate::config::{AccessLevel, Config, Env, InvalidationMode, LogFormat};
 use crate::store::{AnyStore, Store};
 use crate::telemetry;
 
@@ -113,6 +113,12 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
                 }
             }
         }
+    }
+    if config.invalidation.mode == InvalidationMode::Wal && config.access.adhoc_queries != AccessLevel::Off {
+        Findings::warning(
+            "access.adhoc_queries: with invalidation.mode wal the database's role may replicate, and whoever may ask anything \
+             may move or drop the slot with it: give this scope to nobody you don't trust with the cache",
+        );
     }
     cache(config, findings).await
 }

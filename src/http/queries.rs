@@ -19,6 +19,9 @@ use crate::config::{Scope, parse_duration};
 /// The most parameters of an ad-hoc statement.
 const MOST_PARAMS: usize = 1_000;
 
+/// The most dimensions of an array, as PostgreSQL has it.
+const DIMENSIONS: u32 = 6;
+
 /// A declared statement.
 pub(super) async fn declared(front: &Front, request: &HttpRequest, name: &str) -> Result<HttpResponse, Problem> {
     let grant = front.gate.grant(request)?;
@@ -93,21 +96,24 @@ impl AdHoc {
                 return Err(Problem::bad_request("ttl: must be longer than 0s"));
             }
         }
-        let params = self.params.iter().map(|raw| param(raw)).collect::<Result<_, _>>()?;
+        let params = self.params.iter().map(|raw| param(raw, DIMENSIONS)).collect::<Result<_, _>>()?;
         Ok(Arc::new(Resource::ad_hoc_query(&self.sql, policy, &front.settings.key_prefix)).result_of(params))
     }
 }
 
 /// A JSON value as a parameter: what is not text, null or an array is the text it has in JSON.
-fn param(raw: &RawValue) -> Result<Param, Problem> {
+fn param(raw: &RawValue, dimensions: u32) -> Result<Param, Problem> {
     let json = raw.get();
     let wrong = |error: serde_json::Error| Problem::bad_request(format!("params: {error}"));
     match json.as_bytes().first() {
         Some(b'n') => Ok(Param::Null),
         Some(b'"') => text(serde_json::from_str(json).map_err(wrong)?),
+        Some(b'[') if dimensions == 0 => {
+            Err(Problem::bad_request(format!("params: an array has at most {DIMENSIONS} dimensions")))
+        }
         Some(b'[') => {
             let all: Vec<Box<RawValue>> = serde_json::from_str(json).map_err(wrong)?;
-            Ok(Param::List(all.iter().map(|raw| param(raw)).collect::<Result<_, _>>()?))
+            Ok(Param::List(all.iter().map(|raw| param(raw, dimensions - 1)).collect::<Result<_, _>>()?))
         }
         _ => Ok(Param::Text(json.to_owned())),
     }

@@ -164,7 +164,9 @@ impl Rounds {
         if looked.control.is_newer {
             return Err(Trouble::Newer);
         }
-        let owed = self.feed.owed(looked.control.since()).await;
+        // Another configuration's changes may come from the log, though this one's come from triggers.
+        let late = looked.control.mappings.values().any(|mapping| mapping.late);
+        let owed = self.feed.owed(looked.control.since(), late).await;
         // Only silence is an outage; a "no" (no outbox, no right to it) is a reason to go past the cache.
         self.node.database_answers(!owed.as_ref().is_err_and(StoreError::is_outage));
         let owed = owed?;

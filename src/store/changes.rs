@@ -20,6 +20,8 @@ pub enum Captured {
         id: String,
         /// Not every wanted column of a row comes as it was before the change.
         partial: bool,
+        /// Changes are told a moment after they are visible: whoever claims to know them must wait for that.
+        late: bool,
     },
     /// Not, or not yet: what is missing and what to do.
     Lacking(String),

@@ -137,20 +137,24 @@ async fn anything_that_reads_can_be_asked_where_that_is_allowed() {
     let ttl: u32 =
         status(&hit).split("ttl=").nth(1).and_then(|rest| rest.split(';').next()?.parse().ok()).expect("a ttl");
     assert!((200..=300).contains(&ttl), "{hit:?}");
+    // A shorter life is not answered out of a longer one.
+    assert_eq!(ask(body.replace("5m", "4m")).await.source(), "database");
+    assert_eq!(ask(body.clone()).await.source(), "cache", "the young one stays");
     // Written otherwise, the same; with other parameters, not.
     assert_eq!(
-        ask(ad_hoc(&format!(" {}\n;", sql.replace(' ', "  ")), r#","params":[7,[3,null]]"#)).await.source(),
+        ask(ad_hoc(&format!(" {}\n;", sql.replace(' ', "  ")), r#","params":[7,[3,null]],"ttl":"5m""#)).await.source(),
         "cache"
     );
     assert_eq!(ask(ad_hoc(sql, r#","params":["8",[3,null]]"#)).await.source(), "database");
-    let refreshed = ask(ad_hoc(sql, r#","params":[7,[3,null]],"refresh":true"#)).await.expect(200);
+    let refreshed = ask(ad_hoc(sql, r#","params":[7,[3,null]],"ttl":"5m","refresh":true"#)).await.expect(200);
     assert!(status(&refreshed).contains("fwd=request"), "{refreshed:?}");
     app.ask(reqwest::Method::DELETE, "/admin/cache/query").json(&body).send().await.expect(204);
     assert_eq!(ask(body).await.source(), "database");
     for (body, expected) in [
         (ad_hoc("DELETE FROM item", ""), "syntax error"),
         (ad_hoc("WITH gone AS (DELETE FROM item RETURNING id) SELECT * FROM gone", ""), "data-modifying"),
-        (ad_hoc("SELECT 1) x; DELETE FROM item; SELECT (1", ""), "multiple commands"),
+        (ad_hoc("SELECT 1) x; DELETE FROM item; SELECT (1", ""), "syntax error"),
+        (ad_hoc("SELECT 1) x) y; DELETE FROM item; SELECT '' AS json FROM (SELECT (SELECT 1", ""), "multiple commands"),
         (ad_hoc("SELECT 1; SELECT 2", ""), "syntax error"),
         (ad_hoc("SELECT id FROM item FOR UPDATE", ""), "read-only transaction"),
         (ad_hoc("SELECT * FROM item WHERE id = $1", ""), "takes 1 parameters, and 0 were given"),
@@ -160,6 +164,7 @@ async fn anything_that_reads_can_be_asked_where_that_is_allowed() {
         (ad_hoc("SELECT 1", r#","ttl":"soon""#), "ttl"),
         (ad_hoc("SELECT 1", r#","ttl":"0s""#), "ttl"),
         (ad_hoc("SELECT 1", r#","more":1"#), "unknown field"),
+        (ad_hoc("SELECT 1", &format!(r#","params":[{}{}]"#, "[".repeat(100_000), "]".repeat(100_000))), "dimensions"),
         ("[".to_owned(), "the body is not as expected"),
     ] {
         let reply = ask(body.clone()).await.expect(400);
@@ -169,6 +174,11 @@ async fn anything_that_reads_can_be_asked_where_that_is_allowed() {
     assert_eq!(ask(ad_hoc("SELECT 1 AS one -- and no more", "")).await.data(), r#"[{"one":1}]"#);
     app.get("/api/query").await.expect(405);
     let large = ask(ad_hoc("SELECT repeat('x', 1000000) AS x FROM generate_series(1, 100)", "")).await.expect(200);
+    let huge = ask(ad_hoc("SELECT repeat('x', 20000000) AS x", "")).await.expect(200);
+    assert!(huge.text.starts_with(r#"{"data":[],"truncated":true"#), "{}", huge.text.len());
+    let locked = ask(ad_hoc("SELECT pg_advisory_lock(42)::text AS locked", "")).await.expect(200);
+    assert_eq!(locked.source(), "database");
+    assert_eq!(world.text("SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory' AND objid = 42").await, "0");
     assert!(large.text.contains(r#""truncated":true"#) && large.text.len() < 20_000_000, "{}", large.text.len());
 }
 

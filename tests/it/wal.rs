@@ -123,23 +123,35 @@ async fn a_commit_that_is_decoded_before_it_is_visible_is_told_again() {
         redis.url()
     );
     let app = App::start(&config).await;
-    warm(&[&app], &["/api/item/1"]).await;
+    warm(&[&app], &["/api/item/1", "/api/item/2"]).await;
     for setting in ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"] {
         client.batch_execute(setting).await.expect("a superuser may");
     }
-    let writer = database.client().await;
-    let committing = tokio::spawn(async move { writer.batch_execute("UPDATE item SET v = 1 WHERE id = 1").await });
-    // It waits for a standby that will never come, and the log has it.
-    let told = "SELECT EXISTS (SELECT FROM cache_aside.outbox WHERE image ->> 'id' = '1')";
-    app.until("decoded", async |_| client.query_one(told, &[]).await.is_ok_and(|row| row.get(0))).await;
+    // Two of them: when they are decoded, no snapshot knows the later one's id yet.
+    let mut committing = Vec::new();
+    for id in 1..=2 {
+        let writer = database.client().await;
+        let update = format!("UPDATE item SET v = 1 WHERE id = {id}");
+        committing.push(tokio::spawn(async move { writer.batch_execute(&update).await }));
+        // It waits for a standby that will never come, and the log has it.
+        let told = format!("SELECT EXISTS (SELECT FROM cache_aside.outbox WHERE image ->> 'id' = '{id}')");
+        app.until("decoded", async |_| client.query_one(&told, &[]).await.is_ok_and(|row| row.get(0))).await;
+    }
+    let strange = "SELECT count(*) FROM cache_aside.outbox WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint::text::xid8 \
+                   AND xid::text::numeric > pg_snapshot_xmax(pg_current_snapshot())::text::numeric + 10";
+    assert_eq!(client.query_one(strange, &[]).await.expect("it answers").get::<_, i64>(0), 0, "ids of their own");
     for _ in 0..100 {
+        assert!(app.get("/api/item/2").await.text.contains(r#""v":0"#));
         assert!(app.get("/api/item/1").await.text.contains(r#""v":0"#));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let give_up = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     client.batch_execute(give_up).await.expect("a superuser may");
-    committing.await.expect("it ends").expect("it is committed all the same");
+    for one in committing {
+        one.await.expect("it ends").expect("it is committed all the same");
+    }
     seen(&[&app], "/api/item/1", r#""v":1"#).await;
+    seen(&[&app], "/api/item/2", r#""v":1"#).await;
 }
 
 #[tokio::test]
@@ -163,26 +175,28 @@ async fn a_row_of_any_size_and_type_is_decoded() {
          CREATE TABLE moment (t timestamptz PRIMARY KEY, v int); INSERT INTO moment VALUES ('2026-01-01 00:00Z', 0);
          CREATE TABLE local (t timestamp, b bool, d date, v int, PRIMARY KEY (t, b, d));
          INSERT INTO local VALUES ('2026-01-01 10:00', true, '2026-02-03', 0);
+         CREATE TABLE country (code char(2) PRIMARY KEY, v int); INSERT INTO country VALUES ('DE', 0);
          CREATE TABLE amount (n numeric(9, 2), b bytea, v int, PRIMARY KEY (n, b)); INSERT INTO amount VALUES (1.5, '\\x00ff', 0);
          CREATE TABLE document (id int PRIMARY KEY, text text, v int); INSERT INTO document VALUES (1, '', 0), (2, '', 0);
          ALTER TABLE document ALTER COLUMN text SET STORAGE PLAIN;",
     )
     .await;
     let app = world
-        .app("resources: { feeling: {}, moment: {}, local: {}, amount: {}, document: { columns: [id, v] } }")
+        .app("resources: { feeling: {}, moment: {}, local: {}, country: {}, amount: {}, document: { columns: [id, v] } }")
         .await;
     let cases = [
         ("/api/feeling/so%20so", "UPDATE feeling SET v = 1"),
         ("/api/moment/2026-01-01T00:00:00%2B00:00", "SET timezone = 'Asia/Tokyo'; UPDATE moment SET v = 2"),
         ("/api/local/2026-01-01T10:00:00,true,2026-02-03", "SET datestyle = german; UPDATE local SET v = 3"),
         ("/api/amount/1.50,%5Cx00ff", "SET bytea_output = escape; UPDATE amount SET v = 4"),
+        ("/api/country/DE", "UPDATE country SET v = 5"),
         // Longer than what is read of one change.
         (
             "/api/document/1",
             "ALTER TABLE document ALTER COLUMN text SET STORAGE EXTERNAL; \
-             UPDATE document SET v = 5, text = repeat('x', 20000000) WHERE id = 1",
+             UPDATE document SET v = 6, text = repeat('x', 20000000) WHERE id = 1",
         ),
-        ("/api/document/2", "UPDATE document SET v = 6 WHERE id = 2"),
+        ("/api/document/2", "UPDATE document SET v = 7 WHERE id = 2"),
     ];
     for (index, (path, sql)) in cases.iter().enumerate() {
         warm(&[&app], &[path]).await;
@@ -191,8 +205,8 @@ async fn a_row_of_any_size_and_type_is_decoded() {
     }
     // A column that is decoded becomes one of another type, and another name.
     warm(&[&app], &["/api/amount/1.50,%5Cx00ff"]).await;
-    world.sql("ALTER TABLE amount ALTER COLUMN n TYPE text; UPDATE amount SET v = 7").await;
-    seen(&[&app], "/api/amount/1.50,%5Cx00ff", r#""v":7"#).await;
+    world.sql("ALTER TABLE amount ALTER COLUMN n TYPE text; UPDATE amount SET v = 8").await;
+    seen(&[&app], "/api/amount/1.50,%5Cx00ff", r#""v":8"#).await;
 }
 
 #[tokio::test]

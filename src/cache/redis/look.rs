@@ -24,10 +24,10 @@ pub(super) struct Seen {
 ///
 /// Where there is no answer, where the server follows another one, or where what should be the control key is not one.
 pub(super) async fn look(shared: &Shared, conn: &mut MultiplexedConnection, peer: &Peer) -> anyhow::Result<Seen> {
-    anyhow::ensure!(shared.leads(peer), "another server is the master now");
     let mut pipe = Pipeline::new();
     pipe.cmd("HGETALL").arg(&shared.control_key).cmd("TIME").cmd("INFO").arg("replication");
     let sent = now_ms();
+    anyhow::ensure!(shared.leads(peer), "another server is the master now");
     let (fields, (seconds, micros), info): (HashMap<String, String>, (u64, u64), Value) =
         pipe.query_async(conn).await?;
     let info = text(&info).unwrap_or_default();

@@ -92,7 +92,9 @@ impl Sentinels {
                 Err(error) => last = error,
             }
         }
-        let most = votes.into_iter().max_by_key(|(_, votes)| *votes);
+        // Where they are divided, nothing changes.
+        let before = self.named.load_full();
+        let most = votes.into_iter().max_by_key(|(named, votes)| (*votes, before.as_deref() == Some(named)));
         let (named, _) = most.ok_or_else(|| last.context(format!("no Sentinel names the master {:?}", self.name)))?;
         if self.named.load().as_deref() != Some(&named) {
             tracing::info!(master = self.name, address = format!("{}:{}", named.0, named.1), "the master is known");

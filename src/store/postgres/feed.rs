@@ -30,7 +30,7 @@ const MOMENT: &str = "
     WITH moment AS MATERIALIZED (
       SELECT pg_current_snapshot()::text AS snapshot,
              CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn() END AS position)
-    SELECT m.snapshot, m.position::text, coalesce(s.confirmed_flush_lsn >= m.position, m.position IS NULL)
+    SELECT m.snapshot, m.position::text, coalesce(s.confirmed_flush_lsn >= m.position, m.position IS NULL), s.slot_name IS NOT NULL
     FROM moment m CROSS JOIN cache_aside.about a LEFT JOIN pg_replication_slots s ON s.slot_name = a.slot";
 
 /// One plan for all rounds, over the index whatever the statistics say: they are always behind in a table like this.
@@ -81,7 +81,7 @@ pub struct Feed {
 struct Open {
     client: Client,
     owed: Statement,
-    /// Asked first where the log is decoded.
+    /// Asked first where the log is decoded; prepared when it is needed.
     moment: Option<Statement>,
     /// Which database this is. A connection that was made to a primary stays with it.
     origin: String,
@@ -93,11 +93,10 @@ impl Open {
             store.inner.connector.open_known().await.map_err(|failed| super::unreachable(&failed))?;
         let prepare = async {
             client.batch_execute(SETUP).await?;
-            let moment = if store.inner.decodes { Some(client.prepare(MOMENT).await?) } else { None };
-            Ok((client.prepare(OWED).await?, moment))
+            client.prepare(OWED).await
         };
-        let (owed, moment) = prepare.await.map_err(error)?;
-        Ok(Self { client, owed, moment, origin })
+        let owed = prepare.await.map_err(error)?;
+        Ok(Self { client, owed, moment: None, origin })
     }
 }
 
@@ -120,23 +119,27 @@ impl Feed {
         self.store.inner.connector.found()
     }
 
-    /// What changed since a point in the database's history, and where that leads.
+    /// What changed since a point in the database's history, and where that leads. `late`: changes of some tables are told
+    /// a moment after they are visible.
     ///
     /// # Errors
     ///
     /// [`StoreError`]: nothing is known then.
-    pub async fn owed(&self, since: Option<&str>) -> Result<Owed, StoreError> {
+    pub async fn owed(&self, since: Option<&str>, late: bool) -> Result<Owed, StoreError> {
         let mut place = self.open.lock().await;
         let kept = place.take().filter(|open| !open.client.is_closed());
         let fresh = kept.is_none();
         let asked = async {
-            let open = match kept {
+            let mut open = match kept {
                 Some(open) => open,
                 None => Open::new(&self.store).await?,
             };
+            if late && open.moment.is_none() {
+                open.moment = Some(open.client.prepare(MOMENT).await.map_err(error)?);
+            }
             let moment = match &open.moment {
-                Some(moment) => Some(self.moment(&open.client, moment).await?),
-                None => None,
+                Some(moment) if late => Some(self.moment(&open.client, moment).await?),
+                _ => None,
             };
             let owed = ask(&open, since, moment).await.map_err(error)?;
             Ok::<_, StoreError>((open, owed))
@@ -159,13 +162,16 @@ impl Feed {
     async fn moment(&self, client: &Client, moment: &Statement) -> Result<String, StoreError> {
         let rows = client.query(moment, &[]).await.map_err(error)?;
         let row = rows.first().ok_or_else(|| StoreError::Refused("it does not say what is visible".into()))?;
-        let read = || Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
-        let (point, position, told): (String, Option<String>, bool) = read().map_err(error)?;
+        let read =
+            || Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
+        let (point, position, told, has_slot): (String, Option<String>, bool, bool) = read().map_err(error)?;
+        // Others decoded once. Should they do so again, they make a slot, and what is claimed until then counts for nothing.
+        let told = told || !has_slot && !self.store.inner.decodes;
         if let Some(position) = position.filter(|_| !told)
             && !wal::passed(client, &position, self.patience / 2).await.map_err(error)?
         {
-            let words =
-                "the log is not decoded so far: does a service with invalidation.mode wal run that may replicate?";
+            let words = "the log is not decoded so far: does a service with invalidation.mode wal run that may replicate? \
+                         If none is to, drop the replication slot";
             return Err(StoreError::Refused(words.into()));
         }
         Ok(point)

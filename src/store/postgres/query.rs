@@ -20,7 +20,8 @@ use crate::store::{RESULT_BYTES, RESULT_ROWS, Rows, StoreError};
 /// The statement that gives each row as JSON. A comment at the end of theirs must not swallow ours.
 fn wrapped(sql: &str) -> String {
     format!(
-        "SELECT row_to_json(\"cache-aside row\")::text FROM (\n{sql}\n) AS \"cache-aside row\" LIMIT {}",
+        "SELECT CASE WHEN octet_length(json) <= {RESULT_BYTES} THEN json END FROM (\n\
+         SELECT row_to_json(\"cache-aside row\")::text AS json FROM (\n{sql}\n) AS \"cache-aside row\" LIMIT {}\n) AS rows",
         RESULT_ROWS + 1
     )
 }
@@ -107,7 +108,8 @@ impl PostgresStore {
                 let collected = collected.await;
                 // What was cut for its size is still on its way here: its connection is given up below.
                 if !matches!(collected, Ok(Ok(Collected { unread: true, .. }))) {
-                    client.batch_execute("ROLLBACK").await?;
+                    // Locks of the session outlive the transaction.
+                    client.batch_execute("ROLLBACK; SELECT pg_advisory_unlock_all()").await?;
                 }
                 collected
             };
@@ -160,12 +162,14 @@ impl PostgresStore {
                 client.simple_query(&format!("EXPLAIN (VERBOSE, FORMAT JSON) EXECUTE cache_aside_reads{nulls}")).await
             };
             let explained = explained.await;
-            client.batch_execute("ROLLBACK; DEALLOCATE ALL").await?;
-            client.statement_cache.clear();
+            client.batch_execute("ROLLBACK").await?;
             explained
         };
+        let explained = asked.await;
+        // Its session keeps a prepared statement that the pool must not hand on.
+        drop(Object::take(checked.client));
         let mut plan = String::new();
-        for message in asked.await.map_err(error)? {
+        for message in explained.map_err(error)? {
             if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
                 plan.push_str(row.get(0).unwrap_or_default());
             }
@@ -215,10 +219,15 @@ async fn collect(client: &Object, statement: &Statement, params: &[Param]) -> Re
             unread = count < RESULT_ROWS;
             break;
         }
+        // One that is too large for an answer by itself did not come.
+        let Some(Text(row)) = row.try_get::<_, Option<Text>>(0)? else {
+            truncated = true;
+            continue;
+        };
         if count > 0 {
             json.put_u8(b',');
         }
-        json.put_slice(&row.try_get::<_, Text>(0)?.0);
+        json.put_slice(&row);
         count += 1;
     }
     json.put_u8(b']');

@@ -42,7 +42,7 @@ const COLUMNS: &str = "
                    AND ty.typname = ANY (ARRAY['int2', 'int4', 'int8', 'oid', 'text', 'varchar', 'bpchar', 'name', 'uuid',
                      'bool', 'numeric', 'float4', 'float8', 'bytea', 'date', 'time', 'timetz', 'timestamp', 'inet', 'cidr',
                      'macaddr']) OR ty.typname = 'citext' THEN 'json:' ELSE 'unsettled:' END
-                   || CASE WHEN tn.nspname = 'pg_catalog' THEN format_type(ty.oid, NULL)
+                   || CASE WHEN tn.nspname = 'pg_catalog' THEN format_type(ty.oid, -1)
                       ELSE quote_ident(tn.nspname) || '.' || quote_ident(ty.typname) END
                  FROM pg_attribute at JOIN pg_type ty ON ty.oid = at.atttypid JOIN pg_namespace tn ON tn.oid = ty.typnamespace
                  WHERE at.attrelid = r.oid AND at.attnum > 0 AND NOT at.attisdropped ORDER BY at.attnum)";
@@ -118,7 +118,7 @@ impl Found {
                 "changes of {relation} are captured without column {column}; run cache-aside migrate"
             ));
         }
-        Captured::Complete { id: id.to_owned(), partial: false }
+        Captured::Complete { id: id.to_owned(), partial: false, late: false }
     }
 }
 

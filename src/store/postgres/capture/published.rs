@@ -23,7 +23,7 @@ const STATE: &str = "
                  AND at.attnum = ANY (i.indkey::int2[]) WHERE i.indrelid = r.oid AND CASE r.relreplident
                  WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident AND r.relkind = 'r' ELSE false END),
            r.relkind = 'p' AND EXISTS (SELECT FROM pg_partition_tree(r.oid) t JOIN pg_class l ON l.oid = t.relid
-             WHERE t.isleaf AND (l.relreplident = 'n' OR l.relkind = 'f')),
+             WHERE t.isleaf AND (l.relreplident NOT IN ('d', 'f') OR l.relkind = 'f')),
            {columns}
     FROM unnest($1::text[]) AS w (relation)
     LEFT JOIN pg_class r ON r.oid = to_regclass(w.relation)
@@ -121,7 +121,7 @@ impl Found {
             ));
         }
         let partial = !self.whole && wanted.columns.iter().any(|column| !self.identity.contains(column));
-        Captured::Complete { id, partial }
+        Captured::Complete { id, partial, late: true }
     }
 }
 

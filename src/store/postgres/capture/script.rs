@@ -194,13 +194,14 @@ pub(in super::super) fn insert_decoded(relation: &str, columns: &[Column]) -> St
         }
     };
     let parts: Vec<String> = columns.iter().map(part).collect();
-    // The transaction was committed, so its whole id is the last one below the next that has this lower half.
+    // Our own id was given out after every id in the log, so theirs is the last one below it that has this lower half. What
+    // a snapshot shows would not do: a commit that waits for a standby is in the log before any snapshot shows it.
     format!(
         "INSERT INTO cache_aside.outbox (xid, relation, image)\n\
          SELECT (m.next - ((m.next - r.x) & 4294967295))::text::xid8, {},\n\
          \x20 CASE WHEN jsonb_typeof(r.v) = 'object' THEN jsonb_build_object({})\n\
          \x20   - ARRAY(SELECT c.name FROM unnest($2) AS c (name) WHERE NOT r.v ? c.name) END\n\
-         FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next) m,\n\
+         FROM (SELECT pg_current_xact_id()::text::bigint AS next) m,\n\
          \x20 jsonb_to_recordset($1::jsonb) AS r(x bigint, v jsonb)",
         literal(relation),
         parts.join(", ")
@@ -230,7 +231,7 @@ fn anything(columns: &[Column]) -> String {
         columns.iter().map(|column| format!("({}, {})", literal(&column.name), literal(&column.type_name))).collect();
     format!(
         "TG_OP = 'TRUNCATE' OR (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = TG_RELID AND NOT a.attisdropped \
-         AND (a.attname::text, format_type(a.atttypid, NULL)) IN ({})) <> {}",
+         AND (a.attname::text, format_type(a.atttypid, -1)) IN ({})) <> {}",
         known.join(", "),
         columns.len()
     )

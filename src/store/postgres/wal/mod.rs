@@ -338,8 +338,7 @@ impl Decoder {
     async fn decode(&mut self, client: &Client, slot: &str) -> Result<Infallible, Trouble> {
         let connector = &self.store.inner.connector;
         let opening = Stream::start(connector.config(), connector.tls(), slot, PUBLICATION, self.patience);
-        let late = |_| Broken::Unusable("starting the stream took too long".into());
-        let stream = tokio::time::timeout(super::CONNECT, opening).await.map_err(late)??;
+        let stream = opening.await?;
         tracing::info!(slot, "decoding the log");
         let mut session = Session { client, stream, tables: HashMap::new(), batch: Batch::default(), confirmed: 0 };
         let ended = session.run().await;
@@ -445,7 +444,9 @@ impl Session<'_> {
     }
 
     async fn add(&mut self, id: u32, message: &Message) -> Result<(), Trouble> {
-        if let Some(known) = self.tables.get(&id).filter(|known| known.asked.elapsed() > KNOWN) {
+        if let Some(known) =
+            self.tables.get(&id).filter(|known| known.captured.is_none() || known.asked.elapsed() > KNOWN)
+        {
             let columns = known.columns.clone();
             self.know(id, columns).await?;
         }
@@ -505,7 +506,11 @@ async fn insert(client: &Client, captured: &Captured, rows: &BTreeSet<(u32, Opti
     let all: Vec<_> = rows.iter().map(|(xid, image)| json!({ "x": xid, "v": image })).collect();
     match run(serde_json::Value::from(all).to_string()).await {
         // A column has another type by now. Which rows they were is not known then, but that they changed is.
-        Err(failed) if failed.as_db_error().is_some_and(|no| no.code().code().starts_with("22")) => {
+        Err(failed)
+            if failed
+                .as_db_error()
+                .is_some_and(|no| ["22", "54"].iter().any(|class| no.code().code().starts_with(class))) =>
+        {
             let xids: BTreeSet<u32> = rows.iter().map(|(xid, _)| *xid).collect();
             let anything: Vec<_> = xids.iter().map(|xid| json!({ "x": xid, "v": null })).collect();
             run(serde_json::Value::from(anything).to_string()).await?;

@@ -21,6 +21,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 const LONGEST: usize = 16 << 20;
 const KEPT: usize = 64;
 
+/// The most that one host may take, unless the URL says otherwise.
+const CONNECT: Duration = Duration::from_secs(2);
+
 /// What is read at once, at most.
 const READ: usize = 64 << 10;
 
@@ -79,9 +82,13 @@ impl Stream {
         }
         let mut last = Broken::Unusable("the database's URL names no host".into());
         for (index, host) in config.get_hosts().iter().enumerate() {
-            match Self::open(config, tls, index, host, slot, publication, patience).await {
-                Ok(stream) => return Ok(stream),
-                Err(broken) => last = broken,
+            // A host that is away must not cost the next one its turn.
+            let limit = config.get_connect_timeout().copied().unwrap_or(CONNECT);
+            let opening = Self::open(config, tls, index, host, slot, publication, patience);
+            match tokio::time::timeout(limit, opening).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(broken)) => last = broken,
+                Err(_) => last = Broken::Unusable("connecting took too long".into()),
             }
         }
         Err(last)
