@@ -177,7 +177,9 @@ async fn a_declared_list_is_ordered_limited_and_cached() {
 async fn headers_tell_how_an_answer_came() {
     let world =
         World::new("CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'a');").await;
-    let app = world.app("resources: { item: { ttl: 10s, ttl_jitter: 0, negative_ttl: 1h } }").await;
+    let app = world
+        .app("invalidation: { mode: none }\nresources: { item: { ttl: 10s, ttl_jitter: 0, negative_ttl: 1h } }")
+        .await;
     let only = |path: &'static str| app.ask(Method::GET, path).header("cache-control", "only-if-cached").send();
     only("/api/item/1").await.expect(504);
     let miss = app.get("/api/item/1").await.expect(200);
