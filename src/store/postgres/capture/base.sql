@@ -68,7 +68,8 @@ CREATE UNLOGGED TABLE IF NOT EXISTS cache_aside.life (
   id uuid NOT NULL DEFAULT gen_random_uuid()
 );
 
--- Which database this is, and which of its lives: system, timeline, database, life. Empty on a server that only follows.
+-- Which database this is, and which of its lives: system, timeline, database, life, and when the server was started, since
+-- a copy of its files may have been put in place of them meanwhile. Empty on a server that only follows.
 CREATE OR REPLACE FUNCTION cache_aside.origin() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $origin$
 DECLARE
@@ -95,7 +96,8 @@ BEGIN
     INSERT INTO cache_aside.life DEFAULT VALUES ON CONFLICT DO NOTHING;
     SELECT l.id INTO life FROM cache_aside.life l;
   END IF;
-  RETURN system || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':' || database || ':' || life;
+  RETURN system || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':' || database || ':' || life
+    || ':' || extract(epoch FROM pg_postmaster_start_time());
 END
 $origin$;
 REVOKE ALL ON FUNCTION cache_aside.origin() FROM PUBLIC;
