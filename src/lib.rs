@@ -16,12 +16,17 @@
 //! is recent.
 //! [`app`] puts the rooms together from a [`config`]; [`cli`] is what `main` runs.
 
+#[cfg(feature = "server")]
 pub mod cli;
 
 pub mod app;
+#[cfg(feature = "server")]
 pub mod http;
 
 pub mod catalog;
+
+#[cfg(feature = "store")]
+pub mod served;
 
 pub mod aside;
 pub mod invalidation;
@@ -30,5 +35,6 @@ pub mod cache;
 pub mod store;
 
 pub mod config;
+#[cfg(feature = "server")]
 pub mod demo;
 pub mod telemetry;

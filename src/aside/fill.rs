@@ -11,7 +11,7 @@ use super::{Core, LOCK};
 use crate::cache::entry::{self, Entry};
 use crate::cache::{Cache, Fill, Filled, Lease, Lookup, Place, Ticket};
 use crate::catalog::{Key, Target, What};
-use crate::store::{Row, Store, StoreError};
+use crate::store::{Load, Row, StoreError};
 
 /// The first pause between two looks at an entry that another process fills; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -50,7 +50,7 @@ struct Sorted {
 pub(super) async fn run<C, S>(core: Arc<Core<C, S>>, led: Vec<Led>, bypass: bool)
 where
     C: Cache + Clone + 'static,
-    S: Store + 'static,
+    S: Load + 'static,
 {
     let began = Instant::now();
     let flight = Flight { core: &core, began };
@@ -73,7 +73,7 @@ struct Flight<'a, C, S> {
     began: Instant,
 }
 
-impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
+impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
     /// Asks for the leases, lands what was filled meanwhile, and sorts the rest.
     async fn lease(&self, led: Vec<Led>) -> Sorted {
         let mut sorted = Sorted::default();
@@ -365,7 +365,7 @@ impl Fill {
     }
 }
 
-impl<C, S: Store> Core<C, S> {
+impl<C, S: Load> Core<C, S> {
     /// What an entry would be if it was filled now.
     pub(super) async fn load_one(&self, target: &Target) -> Result<Fill, StoreError> {
         let job = Job { target: target.clone(), pilot: None, ticket: None, stale: None, forward: Forward::Bypass };

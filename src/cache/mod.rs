@@ -10,10 +10,13 @@
 
 pub mod entry;
 
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 pub mod control;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 pub mod node;
 
 pub mod memory;
+#[cfg(feature = "redis")]
 pub mod redis;
 
 use std::collections::HashMap;
@@ -250,6 +253,7 @@ pub trait Cache: Send + Sync {
 #[derive(Clone, Debug)]
 pub enum AnyCache {
     /// Redis or Valkey.
+    #[cfg(feature = "redis")]
     Redis(redis::RedisCache),
     /// In this process.
     Memory(memory::MemoryCache),
@@ -260,6 +264,7 @@ impl AnyCache {
     #[must_use]
     pub fn attach(&self) -> Self {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => Self::Redis(cache.attach()),
             Self::Memory(cache) => Self::Memory(cache.clone()),
         }
@@ -269,6 +274,7 @@ impl AnyCache {
     #[must_use]
     pub fn engine(&self) -> &'static str {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(_) => "redis",
             Self::Memory(_) => "memory",
         }
@@ -278,6 +284,7 @@ impl AnyCache {
     #[must_use]
     pub fn connections(&self) -> usize {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.connections(),
             Self::Memory(_) => 0,
         }
@@ -287,6 +294,7 @@ impl AnyCache {
     #[must_use]
     pub fn owes(&self) -> bool {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.owes(),
             Self::Memory(_) => false,
         }
@@ -299,6 +307,7 @@ impl AnyCache {
     /// What keeps it from being used.
     pub fn health(&self) -> Result<(), CacheError> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.health(),
             Self::Memory(cache) => cache.health(),
         }
@@ -308,6 +317,7 @@ impl AnyCache {
     #[must_use]
     pub fn node(&self) -> Option<AnyNode> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.node().map(|node| AnyNode::Redis(Box::new(node))),
             Self::Memory(cache) => cache.node().map(AnyNode::Memory),
         }
@@ -317,6 +327,7 @@ impl AnyCache {
     #[must_use]
     pub fn address(&self) -> &str {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.address(),
             Self::Memory(_) => "memory",
         }
@@ -326,6 +337,7 @@ impl AnyCache {
     #[must_use]
     pub fn staleness(&self) -> Option<u64> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.staleness(),
             Self::Memory(cache) => cache.staleness(),
         }
@@ -333,8 +345,11 @@ impl AnyCache {
 
     /// Waits until there is a connection, for `patience` at most.
     pub async fn connected(&self, patience: Duration) {
-        if let Self::Redis(cache) = self {
-            cache.connected(patience).await;
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(cache) => cache.connected(patience).await,
+            // It is here.
+            Self::Memory(_) => _ = patience,
         }
     }
 
@@ -342,6 +357,7 @@ impl AnyCache {
     /// most: until then nothing is read from it.
     pub async fn declare(&self, mappings: HashMap<String, Mapping>, patience: Duration) {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => {
                 cache.declare(mappings);
                 cache.settled(patience).await;
@@ -363,6 +379,7 @@ impl AnyCache {
 macro_rules! each {
     ($self:ident, $cache:ident => $call:expr) => {
         match $self {
+            #[cfg(feature = "redis")]
             AnyCache::Redis($cache) => $call.await,
             AnyCache::Memory($cache) => $call.await,
         }

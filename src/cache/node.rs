@@ -5,6 +5,7 @@ use std::future::Future;
 use super::CacheError;
 use super::control::{Control, Ids};
 use super::memory::MemoryNode;
+#[cfg(feature = "redis")]
 use super::redis::RedisNode;
 
 /// What a look found. A round that began with it must end on the same connection.
@@ -57,6 +58,7 @@ pub trait Node: Send + Sync {
 #[derive(Debug)]
 pub enum AnyNode {
     /// Redis or Valkey.
+    #[cfg(feature = "redis")]
     Redis(Box<RedisNode>),
     /// In this process.
     Memory(MemoryNode),
@@ -65,6 +67,7 @@ pub enum AnyNode {
 impl Node for AnyNode {
     async fn look(&self) -> Result<Looked, CacheError> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(node) => node.look().await,
             Self::Memory(node) => node.look().await,
         }
@@ -72,6 +75,7 @@ impl Node for AnyNode {
 
     async fn advance(&self, looked: &Looked, step: &Step) -> Result<bool, CacheError> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(node) => node.advance(looked, step).await,
             Self::Memory(node) => node.advance(looked, step).await,
         }
@@ -79,6 +83,7 @@ impl Node for AnyNode {
 
     fn database_answers(&self, yes: bool) {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(node) => node.database_answers(yes),
             Self::Memory(node) => node.database_answers(yes),
         }

@@ -1,13 +1,17 @@
 //! Statements as resources: their results are rows without a key, found by the statement and its parameters.
 
+#[cfg(feature = "store")]
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+#[cfg(feature = "store")]
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::resource::Statements;
-use super::{Capture, Policy, Resource, Table, Target, What};
+use super::{Capture, Policy, Resource, Table};
+#[cfg(feature = "store")]
+use super::{Target, What};
 use crate::config::{self, Defaults, GenerateKey};
 
 /// What a statement is given for `$1`, `$2`…
@@ -73,6 +77,7 @@ impl Resource {
     }
 
     /// The result for these parameters.
+    #[cfg(feature = "store")]
     #[must_use]
     pub fn result_of(self: &Arc<Self>, params: Vec<Param>) -> Target {
         let mut hasher = Sha256::new();
@@ -92,6 +97,7 @@ impl Resource {
 }
 
 /// So that no two lists of parameters give the same bytes.
+#[cfg(feature = "store")]
 fn hash(hasher: &mut Sha256, param: &Param) {
     match param {
         Param::Null => hasher.update(b"n"),
@@ -163,6 +169,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "store")]
     #[test]
     fn results_are_told_apart_by_statement_and_parameters() {
         let key = |sql: &str, params: Vec<Param>| {
