@@ -16,6 +16,11 @@
 //! is recent.
 //! [`app`] puts the rooms together from a [`config`]; [`cli`] is what `main` runs.
 
+mod library;
+
+pub use library::{Builder, CacheAside, Entries, EntriesBuilder, Error, Fetched, Found, Result};
+pub use prometheus;
+
 #[cfg(feature = "server")]
 pub mod cli;
 

@@ -133,6 +133,45 @@ pub enum Capture {
 }
 
 impl Resource {
+    /// Values that a program loads by keys of its own. Another `version` is another shape of them: older values are as
+    /// good as absent.
+    #[must_use]
+    pub fn loaded(name: &str, policy: Policy, key_prefix: &str, version: u64) -> Self {
+        Self::bare(name, policy, key_prefix, xxh3_64(format!("{name} loaded {version}").as_bytes()))
+    }
+
+    /// What no table stands behind: read only, without columns, and its changes are captured by nobody.
+    pub(super) fn bare(name: &str, policy: Policy, key_prefix: &str, shape: u64) -> Self {
+        let table = Table {
+            schema: None,
+            name: name.to_owned(),
+            is_view: true,
+            columns: Vec::new(),
+            primary_key: Vec::new(),
+            unique: Vec::new(),
+        };
+        Self {
+            name: Arc::from(name),
+            table,
+            key: Vec::new(),
+            columns: Vec::new(),
+            lists: Vec::new(),
+            policy,
+            write: Vec::new(),
+            generate_key: GenerateKey::Database,
+            shape,
+            key_prefix: key_prefix.to_owned(),
+            statements: Statements::default(),
+            parameters: None,
+            depends_on: Vec::new(),
+            groups: Vec::new(),
+            list_groups: Vec::new(),
+            hold: false,
+            late: false,
+            capture: Capture::Off,
+        }
+    }
+
     /// The key's columns.
     #[must_use]
     pub fn key_columns(&self) -> impl ExactSizeIterator<Item = &Column> {

@@ -13,6 +13,17 @@ use super::{error::Origin, tree::Node};
 /// What is wrong: the path of the value, and words.
 type Fault = (Vec<String>, String);
 
+impl Cache {
+    /// Judges the section alone.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], which names the key of the first thing that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        cache(self).map_err(|(path, message)| error::fault(&path, &message))
+    }
+}
+
 impl Config {
     /// Judges a configuration that was made in code: ranges, names, and values that must fit each other. Those that were
     /// loaded are judged already.

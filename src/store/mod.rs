@@ -9,6 +9,8 @@ pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+pub mod loader;
+
 mod changes;
 mod write;
 
