@@ -19,6 +19,8 @@
 mod library;
 
 pub use library::{Builder, CacheAside, Entries, EntriesBuilder, Error, Fetched, Found, Result};
+#[cfg(feature = "store")]
+pub use library::{Database, Query, Saved, Table};
 pub use prometheus;
 
 #[cfg(feature = "server")]

@@ -227,7 +227,7 @@ impl<K, V> std::fmt::Debug for Entries<K, V> {
 }
 
 /// Which way a read goes.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Way {
     /// Through the cache.
     Cache,

@@ -35,6 +35,15 @@ impl<T> Fetched<T> {
         self.status.forward == Some(Forward::Stale) && self.status.source == Source::Cache
     }
 
+    /// What is known without asking anybody: no row can have such a key.
+    #[cfg(feature = "store")]
+    pub(super) fn impossible(value: T) -> Self {
+        let (cache, database) = (Duration::ZERO, Duration::ZERO);
+        let (source, forward) = (Source::Database, Some(Forward::Bypass));
+        let status = Status { source, forward, stored: false, collapsed: false, cache, database };
+        Self { value, status, age: Duration::ZERO, verified: true, truncated: false }
+    }
+
     /// The same with another value.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Fetched<U> {
         let Self { value, status, age, verified, truncated } = self;

@@ -10,14 +10,27 @@ mod fetched;
 mod key;
 mod load;
 
+#[cfg(feature = "store")]
+mod database;
+#[cfg(feature = "store")]
+mod query;
+#[cfg(feature = "store")]
+mod table;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use builder::Builder;
+#[cfg(feature = "store")]
+pub use database::Database;
 pub use entries::{Entries, EntriesBuilder};
 pub use error::{Error, Result};
 pub use fetched::Fetched;
 pub use load::Found;
+#[cfg(feature = "store")]
+pub use query::Query;
+#[cfg(feature = "store")]
+pub use table::{Saved, Table};
 
 use crate::aside::Writes;
 use crate::cache::{AnyCache, CacheError};
