@@ -111,13 +111,11 @@ impl Database {
     /// follow their tables, and name them with [`Self::named`].
     ///
     /// Values belong into parameters: each text is a statement that the database prepares and keeps.
-    #[must_use]
     pub fn query(&self, sql: &str) -> Query {
         Query::ad_hoc(self.clone(), sql)
     }
 
     /// The result of a declared statement.
-    #[must_use]
     pub fn named(&self, query: &str) -> Query {
         Query::named(self.clone(), query)
     }

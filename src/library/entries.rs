@@ -121,7 +121,7 @@ impl<K, V> EntriesBuilder<K, V> {
             async move {
                 let (loading, ids) = loading?;
                 let found = loading.await.map_err(|error| LoaderError(Arc::from(error.into())))?;
-                found.in_order(&ids).iter().map(bytes).collect()
+                found.in_order(&ids).into_iter().map(bytes).collect()
             }
             .boxed()
         };
@@ -181,8 +181,8 @@ fn own(error: Error) -> LoaderError {
     LoaderError(Arc::new(error))
 }
 
-fn bytes<V: Serialize>(value: &Option<V>) -> Result<Option<Bytes>, LoaderError> {
-    let json = value.as_ref().map(|value| serde_json::to_vec(value).map(Bytes::from)).transpose();
+fn bytes<V: Serialize>(value: Option<V>) -> Result<Option<Bytes>, LoaderError> {
+    let json = value.map(|value| serde_json::to_vec(&value).map(Bytes::from)).transpose();
     json.map_err(|error| own(error.into()))
 }
 

@@ -87,7 +87,6 @@ impl CacheAside {
     ///
     /// Keys are whatever serde can write and read back: integers, strings, ULIDs, UUIDs, tuples, newtypes. Two entries of
     /// one name are the same entries: clone them instead, so that this process loads nothing twice.
-    #[must_use]
     pub fn entries<K, V>(&self, name: &str) -> EntriesBuilder<K, V> {
         EntriesBuilder::new(Arc::clone(&self.shared), name)
     }

@@ -415,7 +415,9 @@ async fn a_database_is_served_without_http_and_kept_current() {
 queries: { kinds: { sql: \"SELECT kind AS id, min(name) AS name, count(*) AS kind FROM item WHERE kind >= $1 GROUP BY kind ORDER BY 1\", params: [least], depends_on: [item] } }",
     );
     migrate(&yaml);
-    let config = Config::from_yaml(&yaml, "test", &Env::default()).expect("it is sound");
+    let mut config = Config::from_yaml(&yaml, "test", &Env::default()).expect("it is sound");
+    // The machine may be busy.
+    config.cache.timeout = Duration::from_secs(2);
     let db = Database::open(config).await.expect("it opens");
     assert!(db.is_ready());
     let items = db.table::<i64, Item>("item");
@@ -460,4 +462,23 @@ queries: { kinds: { sql: \"SELECT kind AS id, min(name) AS name, count(*) AS kin
     assert!(matches!(db.query("DELETE FROM item").get::<Item>().await, Err(Error::Database(_))));
     assert!(matches!(items.create(&item(4, "again", 5)).await, Err(Error::Write(_))));
     db.close().await.expect("everything was told");
+    world.until(NOBODY_ELSE).await;
+}
+
+const NOBODY_ELSE: &str = "SELECT count(*) = 0 FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+
+#[tokio::test]
+async fn a_database_that_is_dropped_leaves_nothing_running() {
+    let world = World::new("CREATE TABLE item (id bigint PRIMARY KEY, name text NOT NULL, kind int NOT NULL)").await;
+    let yaml = world.config("resources: { item: {} }");
+    migrate(&yaml);
+    let config = Config::from_yaml(&yaml, "test", &Env::default()).expect("it is sound");
+    let db = Database::open(config).await.expect("it opens");
+    let items = db.table::<i64, Item>("item");
+    assert_eq!(items.get(&1).await.expect("it is read"), None);
+    drop(db);
+    assert_eq!(items.get(&1).await.expect("a table holds its database"), None);
+    drop(items);
+    world.until(NOBODY_ELSE).await;
 }

@@ -10,6 +10,7 @@ mod servers;
 mod access;
 mod cache_suite;
 mod cli;
+mod examples;
 mod invalidation;
 mod library;
 mod oracle;
