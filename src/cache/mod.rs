@@ -344,6 +344,7 @@ impl AnyCache {
     }
 
     /// Waits until there is a connection, for `patience` at most.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "only servers are waited for"))]
     pub async fn connected(&self, patience: Duration) {
         match self {
             #[cfg(feature = "redis")]
