@@ -26,7 +26,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Ok(url) = std::env::var("REDIS_URL") {
         config.cache.url = SecretUrl::new(url);
     }
-    config.cache.key_prefix = "example:".into();
+    // The tables are new at each run.
+    config.cache.key_prefix = format!("example-{}:", ulid::Ulid::new());
     let declared = Declared { sql: "SELECT iata, name FROM airline ORDER BY iata".into(), ..Declared::default() };
     config.queries.insert("airlines".into(), declared);
     let store = SqliteStore::new(&config.database)?;
@@ -39,8 +40,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         db.query(sql).bind(1).ttl(Duration::from_mins(5))
     };
     println!("key                  {}", one().key()?);
-    // What an earlier run may have left.
-    one().invalidate().await?;
     show("first execution", one()).await?;
     show("second execution", one()).await?;
     show("forced refresh", one().refresh()).await?;
@@ -49,7 +48,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("invalidated");
     show("after that", one()).await?;
 
-    db.named("airlines").invalidate().await?;
     show("declared statement", db.named("airlines")).await?;
     show("and again", db.named("airlines")).await?;
     match db.query("DELETE FROM airline").get::<Airline>().await {

@@ -29,7 +29,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Ok(url) = std::env::var("REDIS_URL") {
         config.cache.url = SecretUrl::new(url);
     }
-    config.cache.key_prefix = "example:".into();
+    // The tables are new at each run.
+    config.cache.key_prefix = format!("example-{}:", ulid::Ulid::new());
     let by_category = List { ttl: Some(Duration::from_hours(1)), order_by: Some("name".into()), ..List::default() };
     let products = Resource {
         ttl: Some(Duration::from_hours(2)),
@@ -44,8 +45,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     store.execute(SCHEMA).await?;
     let db = Database::over(config, AnyStore::Sqlite(store)).await?;
     let products = db.table::<i64, Product>("products");
-    // What an earlier run may have left.
-    products.invalidate_all().await?;
 
     product(&products, 2).await?;
     product(&products, 2).await?;

@@ -35,7 +35,7 @@ impl Weather {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = std::env::var("REDIS_URL").unwrap_or_else(|_| "memory:".into());
-    let cache = CacheAside::builder().url(url).key_prefix("example:").build().await?;
+    let cache = CacheAside::builder().url(url).key_prefix(format!("example-{}:", ulid::Ulid::new())).build().await?;
     let weather = Weather::default();
     let reports = cache
         .entries::<String, String>("weather")
@@ -45,8 +45,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             let weather = weather.clone();
             move |cities| weather.clone().of(cities)
         });
-    // What an earlier run may have left.
-    reports.invalidate_all().await?;
 
     let readers = (0..100).map(|_| {
         let reports = reports.clone();

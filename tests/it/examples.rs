@@ -84,7 +84,7 @@ async fn each_example_runs_and_says_what_it_promises() {
         (
             "cached_sql",
             &[
-                "example:query:",
+                ":query:",
                 "first execution      LH Lufthansa (miss, stored)",
                 "second execution     LH Lufthansa (hit)",
                 "forced refresh       LH Lufthansa (refresh, stored)",
