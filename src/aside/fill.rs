@@ -15,6 +15,8 @@ use crate::store::{Load, Row, StoreError};
 
 /// The first pause between two looks at an entry that another process fills; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// No entry lives longer: a century.
+const LONGEST: Duration = Duration::from_hours(24 * 36_525);
 const LONGEST_PAUSE: Duration = Duration::from_millis(80);
 
 /// A target whose flight is led here.
@@ -335,7 +337,8 @@ impl Loaded {
         let negative = self.payload.is_none();
         let payload = self.payload.clone().unwrap_or_default();
         let full = if negative { policy.negative_ttl } else { policy.ttl };
-        let ttl = full.mul_f64(1.0 - policy.jitter * fastrand::f64()).max(Duration::from_millis(1));
+        // A program may say `Duration::MAX` and mean "always".
+        let ttl = full.min(LONGEST).mul_f64(1.0 - policy.jitter * fastrand::f64()).max(Duration::from_millis(1));
         let grace = if negative { Duration::ZERO } else { policy.grace() };
         Fill {
             etag: entry::etag(&payload),

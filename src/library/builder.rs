@@ -108,9 +108,8 @@ impl Builder {
     /// [`Error::Config`]: a URL that can't be used, or one whose feature is not enabled; metrics that the registry has
     /// already; no Tokio runtime.
     pub async fn build(self) -> Result<CacheAside> {
-        if Handle::try_current().is_err() {
-            return Err(Error::Config("a Tokio runtime must run this".into()));
-        }
+        let no_runtime = |_| Error::Config("a Tokio runtime must run this".into());
+        let runtime = Handle::try_current().map_err(no_runtime)?;
         self.cache.validate().map_err(|error| Error::Config(error.to_string()))?;
         let config = Config {
             cache: self.cache,
@@ -123,7 +122,7 @@ impl Builder {
         cache.connected(CONNECT).await;
         let config::Cache { key_prefix, max_entry, .. } = config.cache;
         let (defaults, metrics, writes) = (self.defaults, Arc::new(metrics), Writes::default());
-        let shared = Shared { cache, key_prefix, max_entry, defaults, metrics, writes };
+        let shared = Shared { cache, key_prefix, max_entry, defaults, metrics, writes, runtime };
         Ok(CacheAside { shared: Arc::new(shared) })
     }
 }

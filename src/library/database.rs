@@ -85,7 +85,8 @@ impl Database {
     pub async fn over(config: Config, store: AnyStore) -> Result<Self> {
         config.validate().map_err(|error| Error::Config(error.to_string()))?;
         let cache = open_cache(&config).map_err(|error| Error::Config(format!("{error:#}")))?;
-        let metrics = Metrics::within(&prometheus::Registry::new()).map_err(|error| Error::Config(error.to_string()))?;
+        let metrics =
+            Metrics::within(&prometheus::Registry::new()).map_err(|error| Error::Config(error.to_string()))?;
         cache.connected(CONNECT).await;
         let served = serve(&config, store, cache, Arc::new(metrics));
         let config = Arc::new(config);

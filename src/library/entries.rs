@@ -23,6 +23,9 @@ use crate::store::loader::Loader;
 /// Calls of a [loader for single keys](EntriesBuilder::loader_each) that run at once.
 const AT_ONCE: usize = 16;
 
+/// Nobody waits for so long.
+const FAR: Duration = Duration::from_hours(24 * 365);
+
 /// How entries live, until they have a loader.
 #[derive(Debug)]
 #[must_use = "entries need a loader"]
@@ -97,13 +100,9 @@ impl<K, V> EntriesBuilder<K, V> {
     /// Where values come from that the cache lacks: a closure that is given all missing keys of a call at once, each once and
     /// in the order asked, and gives back what it [found](Found).
     ///
-    /// It runs in the runtime that calls this. For each key it runs once at a time in the fleet, as far as all its
+    /// It runs in the runtime in which the cache was built. For each key it runs once at a time in the fleet, as far as all its
     /// processes use the same cache and are alive. Neither a caller's end stops it, nor does its own panic hurt anybody:
     /// those who waited for it get [`Error::Panicked`].
-    ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
     pub fn loader<F, Fut, R, E>(self, load: F) -> Entries<K, V>
     where
         F: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
@@ -128,13 +127,14 @@ impl<K, V> EntriesBuilder<K, V> {
         let Self { shared, name, policy, version, load_timeout, timeout, .. } = self;
         let limits = Limits {
             max_entry: shared.max_entry,
-            wait: load_timeout + Duration::from_millis(500),
+            wait: load_timeout.saturating_add(Duration::from_millis(500)),
             hold: load_timeout,
             audit_ratio: 0.0,
             max_staleness: Duration::ZERO,
         };
         let loader = Loader::new(load, load_timeout);
         let (cache, metrics, writes) = (shared.cache.clone(), Arc::clone(&shared.metrics), shared.writes.clone());
+        let _in_the_runtime = shared.runtime.enter();
         let aside = Aside::beside(cache, loader, limits, metrics, writes);
         let resource = Arc::new(Resource::loaded(&name, policy, &shared.key_prefix, version));
         Entries { inner: Arc::new(Inner { aside, resource, timeout }), types: PhantomData }
@@ -143,9 +143,19 @@ impl<K, V> EntriesBuilder<K, V> {
     /// The same for a closure that loads one value by one key. Several missing keys are several calls, of which sixteen run at
     /// once.
     ///
-    /// # Panics
-    ///
-    /// Outside of a Tokio runtime.
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> cache_aside::Result<()> {
+    /// # let cache = cache_aside::CacheAside::builder().build().await?;
+    /// let files = cache.entries::<String, String>("files").loader_each(async |name: String| {
+    ///     match std::fs::read_to_string(&name) {
+    ///         Ok(text) => Ok(Some(text)),
+    ///         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+    ///         Err(error) => Err(error),
+    ///     }
+    /// });
+    /// assert_eq!(files.get("/no/such/file").await?, None);
+    /// # Ok(()) }
+    /// ```
     pub fn loader_each<F, Fut, E>(self, load: F) -> Entries<K, V>
     where
         F: Fn(K) -> Fut + Send + Sync + 'static,
@@ -239,11 +249,10 @@ pub(super) enum Way {
 
 impl Way {
     pub(super) fn ask(self, timeout: Duration) -> Ask {
-        Ask {
-            refresh: self == Self::Refresh,
-            only_if_cached: self == Self::CacheOnly,
-            deadline: Instant::now() + timeout,
-        }
+        let now = Instant::now();
+        // A program may say `Duration::MAX` and mean "as long as it takes".
+        let deadline = now.checked_add(timeout).unwrap_or(now + FAR);
+        Ask { refresh: self == Self::Refresh, only_if_cached: self == Self::CacheOnly, deadline }
     }
 }
 

@@ -7,6 +7,16 @@ use serde::de::DeserializeOwned;
 use crate::aside::{Answer, Forward, Source, Status};
 
 /// A value, and how it came.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> cache_aside::Result<()> {
+/// # let cache = cache_aside::CacheAside::builder().build().await?;
+/// # let halves = cache.entries::<u32, u32>("halves").loader_each(async |id: u32| Ok::<_, std::io::Error>(Some(id / 2)));
+/// assert_eq!(halves.fetch(&8).await?.status.to_string(), "miss, stored");
+/// let again = halves.fetch(&8).await?;
+/// assert_eq!((again.value, again.status.to_string().as_str()), (Some(4), "hit"));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Fetched<T> {

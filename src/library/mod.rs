@@ -32,6 +32,8 @@ pub use query::Query;
 #[cfg(feature = "store")]
 pub use table::{Saved, Table};
 
+use tokio::runtime::Handle;
+
 use crate::aside::Writes;
 use crate::cache::{AnyCache, CacheError};
 use crate::config::Defaults;
@@ -73,6 +75,8 @@ struct Shared {
     defaults: Defaults,
     metrics: Arc<Metrics>,
     writes: Writes,
+    /// Where loaders run.
+    runtime: Handle,
 }
 
 impl CacheAside {

@@ -10,6 +10,18 @@ use super::{Database, Error, Fetched, Result};
 use crate::catalog::{Param, Policy, Resource, Target};
 
 /// A statement and its parameters; its result is the same for everybody who asks for both.
+///
+/// ```no_run
+/// # async fn example(db: cache_aside::Database) -> cache_aside::Result<()> {
+/// # #[derive(serde::Deserialize)] struct Airline { iata: String }
+/// use std::time::Duration;
+///
+/// let query = || db.query("SELECT iata FROM airline WHERE airline_id = $1").bind(7).ttl(Duration::from_mins(5));
+/// let rows: Vec<Airline> = query().get().await?;      // a miss, then hits
+/// let rows: Vec<Airline> = query().refresh().get().await?;
+/// query().invalidate().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a query does nothing until it is fetched or invalidated"]
 pub struct Query {

@@ -16,6 +16,17 @@ use crate::store::{Body, Write, WriteError};
 
 /// The rows of a declared resource as `V`, by keys as `K`.
 ///
+/// ```no_run
+/// # async fn example(db: cache_aside::Database) -> cache_aside::Result<()> {
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct Product { id: i64, name: String, category_id: i64 }
+/// let products = db.table::<i64, Product>("products");
+/// let one: Option<Product> = products.get(&7).await?;
+/// let many: Vec<Option<Product>> = products.get_many(&[7, 8]).await?;
+/// let drinks: Vec<Product> = products.list("category_id", &5).await?; // declared under `lists:`
+/// products.merge(&7, &serde_json::json!({ "category_id": 6 })).await?; // the row and both lists are out of the cache
+/// # Ok(()) }
+/// ```
+///
 /// Reads come from the cache; what it lacks is loaded once, however many ask. Writes go to the database, and before they
 /// return everything is out of the cache that they changed: the row, the lists it was or is in and, where changes are
 /// captured, what cascades and triggers did.

@@ -389,6 +389,24 @@ async fn a_cache_that_is_away_costs_no_answer_and_closing_settles_what_it_is_owe
 }
 
 #[tokio::test]
+async fn for_ever_is_a_time_too() {
+    for cache in caches().await {
+        let (source, ever) = (Source::new(), Duration::MAX);
+        let entries =
+            cache.entries("rows").ttl(ever).negative_ttl(ever).stale_if_error(ever).stale_while_revalidate(ever);
+        let entries = entries.load_timeout(ever).timeout(ever).loader({
+            let source = source.clone();
+            move |ids| source.clone().load(ids)
+        });
+        for hit in [false, true] {
+            let found = entries.fetch_many(&[1, 900]).await.expect("it is answered");
+            assert_eq!((found[0].value.as_deref(), &found[1].value), (Some("old 1"), &None));
+            assert!(found.iter().all(|found| found.is_hit() == hit));
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_can_not_be_used_is_said_when_it_is_built() {
     for (url, words) in [("ftp://x", "ftp"), ("", "empty"), ("redis://[", "cache.url")] {
         let error = CacheAside::builder().url(url).build().await.expect_err("it is no cache");
