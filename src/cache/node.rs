@@ -6,6 +6,7 @@ use super::CacheError;
 use super::control::{Control, Ids};
 use super::memory::MemoryNode;
 use super::redis::RedisNode;
+use super::slots::Holdings;
 
 /// What a look found. A round that began with it must end on the same connection.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,8 @@ pub struct Looked {
     pub now: u64,
     /// Which memory it is now; what it was when it last caught up is in the control key.
     pub ids: Ids,
+    /// The hash slots that a node of a cluster has now.
+    pub(super) holdings: Option<Holdings>,
     /// The connection that was looked over.
     pub(super) connection: u64,
     /// When the answer was there, in milliseconds of this process's clock.
@@ -60,6 +63,17 @@ pub enum AnyNode {
     Redis(Box<RedisNode>),
     /// In this process.
     Memory(MemoryNode),
+}
+
+impl AnyNode {
+    /// What it is called.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        match self {
+            Self::Redis(node) => node.address(),
+            Self::Memory(_) => "memory",
+        }
+    }
 }
 
 impl Node for AnyNode {

@@ -139,10 +139,11 @@ async fn suggest(store: &AnyStore, query: &Resource, name: &str) {
 }
 
 async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
-    let AnyCache::Redis(cache) = open_cache(config)? else {
+    let cache = open_cache(config)?;
+    if let AnyCache::Memory(_) = cache {
         Findings::ok("cache: in this process");
         return Ok(());
-    };
+    }
     // The lane connects by itself; give it the time that a slow network takes.
     for _ in 0..60 {
         if cache.health().is_ok() {
@@ -150,16 +151,24 @@ async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let info = match cache.info().await {
-        Ok(info) => info,
-        Err(error) => {
-            findings.error(&format!("cache: {} does not answer: {error}", config.cache.url));
-            return Ok(());
+    let infos = cache.infos().await;
+    if infos.is_empty() {
+        findings.error(&format!("cache: no node of {} answers", config.cache.url));
+    }
+    for (address, info) in infos {
+        match info {
+            Ok(info) => server(&address, &info),
+            Err(error) => findings.error(&format!("cache: {address} does not answer: {error}")),
         }
-    };
+    }
+    Ok(())
+}
+
+/// What a server says of itself.
+fn server(address: &str, info: &str) {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let version = field("redis_version").unwrap_or("of unknown version");
-    Findings::ok(&format!("cache: Redis {version} answers"));
+    Findings::ok(&format!("cache: Redis {version} answers at {address}"));
     match field("maxmemory_policy") {
         Some("noeviction") if field("maxmemory") == Some("0") => Findings::warning(
             "cache: no maxmemory and no eviction: it grows until the machine is full; set maxmemory and maxmemory-policy allkeys-lru",
@@ -170,5 +179,4 @@ async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
         Some(policy) => Findings::ok(&format!("cache: maxmemory-policy {policy}")),
         None => Findings::warning("cache: its eviction policy is not known"),
     }
-    Ok(())
 }

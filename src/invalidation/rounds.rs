@@ -1,13 +1,16 @@
-//! The rounds of one memory, run by this process or watched while another runs them.
+//! The rounds of each memory, run by this process or watched while another runs them.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use futures_util::StreamExt;
+use futures_util::future::{AbortHandle, abortable};
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::plan;
-use crate::cache::{AnyNode, CacheError, Looked, Node, Step};
+use crate::cache::{AnyCache, AnyNode, CacheError, Looked, Node, Step};
 use crate::store::StoreError;
 use crate::store::postgres::Feed;
 use crate::telemetry::Metrics;
@@ -78,61 +81,145 @@ fn is_former(one: &str, other: &str) -> bool {
     }
 }
 
-/// Keeps one memory current.
+/// Why the last round failed, by the memory's address; those of the others went well.
+#[derive(Debug, Default)]
+pub struct Troubles(Mutex<BTreeMap<String, Trouble>>);
+
+impl Troubles {
+    /// All there are.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<String, Trouble> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it was before.
+    fn set(&self, address: &str, trouble: Option<Trouble>) -> Option<Trouble> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            Some(trouble) => all.insert(address.to_owned(), trouble),
+            None => all.remove(address),
+        }
+    }
+}
+
+/// Keeps the memories of a cache current.
 #[derive(Debug)]
 pub struct Rounds {
-    node: AnyNode,
+    cache: AnyCache,
     feed: Feed,
     pace: Pace,
     metrics: Arc<Metrics>,
-    trouble: Arc<ArcSwapOption<Trouble>>,
+    troubles: Arc<Troubles>,
+}
+
+/// Keeps one memory current.
+struct Keeper<'a> {
+    rounds: &'a Rounds,
+    node: AnyNode,
 }
 
 impl Rounds {
-    /// Rounds from `feed` to `node`. `trouble` says why the last one failed, for people.
+    /// Rounds from `feed` to all that `cache` consists of. `troubles` says why the last ones failed, for people.
     #[must_use]
-    pub fn new(
-        node: AnyNode,
-        feed: Feed,
-        pace: Pace,
-        metrics: Arc<Metrics>,
-        trouble: Arc<ArcSwapOption<Trouble>>,
-    ) -> Self {
-        Self { node, feed, pace, metrics, trouble }
+    pub fn new(cache: AnyCache, feed: Feed, pace: Pace, metrics: Arc<Metrics>, troubles: Arc<Troubles>) -> Self {
+        Self { cache, feed, pace, metrics, troubles }
     }
 
     /// Runs for as long as the service does.
     pub async fn run(self) {
-        tokio::join!(self.keep_current(), self.sweep(), self.watch_decoder());
+        tokio::join!(self.keep_all_current(), self.sweep(), self.watch_decoder());
     }
 
+    /// One keeper for each memory, for as long as it is one.
+    async fn keep_all_current(&self) {
+        let mut kept: HashMap<u64, (String, AbortHandle)> = HashMap::new();
+        let mut keepers = FuturesUnordered::new();
+        loop {
+            // Before they are looked at: no change is missed.
+            let mut changed = self.cache.changed();
+            let mut nodes: HashMap<u64, AnyNode> = self.cache.nodes().into_iter().collect();
+            kept.retain(|number, (address, keeper)| {
+                let stays = nodes.remove(number).is_some();
+                if !stays {
+                    keeper.abort();
+                    self.troubles.set(address, None);
+                }
+                stays
+            });
+            for (number, node) in nodes {
+                let address = node.address().to_owned();
+                let (keeper, handle) = abortable(async move { Keeper { rounds: self, node }.keep_current().await });
+                kept.insert(number, (address, handle));
+                keepers.push(keeper);
+            }
+            loop {
+                tokio::select! {
+                    () = &mut changed => break,
+                    // Only those end that were aborted.
+                    Some(_) = keepers.next() => {}
+                }
+            }
+        }
+    }
+
+    /// Tells in metrics how far behind the decoder is, where there is one.
+    async fn watch_decoder(&self) {
+        loop {
+            match self.feed.decoder_lag().await {
+                Ok(Some((lag, retained))) => self.metrics.replication_slot(lag, retained),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "how far the decoder is behind is not known"),
+            }
+            tokio::time::sleep(WATCH).await;
+        }
+    }
+
+    /// Drops what nobody needs from the outbox, now and then.
+    async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(SWEEP.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            let swept = async {
+                self.feed.sweep().await?;
+                self.metrics.outbox_rows(self.feed.rows().await?);
+                Ok::<_, StoreError>(())
+            };
+            if let Err(error) = swept.await {
+                tracing::debug!(%error, "the outbox was not swept");
+                self.metrics.error("outbox", error.kind());
+            }
+        }
+    }
+}
+
+impl Keeper<'_> {
     async fn keep_current(&self) {
+        let Rounds { pace, metrics, troubles, .. } = self.rounds;
+        let cache = self.node.address();
         // When the watermark was taken that this process set last.
         let mut mine = 0;
         let mut random = Duration::ZERO;
         loop {
             match self.turn(&mut mine, random).await {
                 Ok(ran) => {
-                    if let Some(before) = self.trouble.swap(None) {
-                        tracing::info!(after = %before, "the cache is kept up to date again");
+                    if let Some(before) = troubles.set(cache, None) {
+                        tracing::info!(cache, after = %before, "the cache is kept up to date again");
                     }
                     if !ran {
-                        random = self.pace.step_in.mul_f64(fastrand::f64() / 2.0);
+                        random = pace.step_in.mul_f64(fastrand::f64() / 2.0);
                     }
-                    tokio::time::sleep(if ran { self.pace.period } else { self.pace.watch }).await;
+                    tokio::time::sleep(if ran { pace.period } else { pace.watch }).await;
                 }
                 Err(trouble) => {
-                    let before = self.trouble.swap(Some(Arc::new(trouble.clone())));
-                    if before.is_none_or(|before| *before != trouble) {
-                        tracing::warn!(error = %trouble, "a round failed; trying again");
+                    if troubles.set(cache, Some(trouble.clone())) != Some(trouble.clone()) {
+                        tracing::warn!(cache, error = %trouble, "a round failed; trying again");
                     }
                     let kind = match &trouble {
                         Trouble::Newer => "newer",
                         Trouble::Cache(error) => error.kind(),
                         Trouble::Store(error) => error.kind(),
                     };
-                    self.metrics.error("rounds", kind);
-                    tokio::time::sleep(self.pace.watch.mul_f64(0.5 + fastrand::f64())).await;
+                    metrics.error("rounds", kind);
+                    tokio::time::sleep(pace.watch.mul_f64(0.5 + fastrand::f64())).await;
                 }
             }
         }
@@ -145,8 +232,8 @@ impl Rounds {
         let age = Duration::from_millis(looked.now.saturating_sub(control.taken));
         let changed = control.point.is_empty() || control.ids != looked.ids;
         // Whoever runs them is connected to a primary that was replaced.
-        let overtaken = is_former(&control.origin, &self.feed.origin());
-        let late = changed || overtaken || control.taken > looked.now || age > self.pace.step_in + random;
+        let overtaken = is_former(&control.origin, &self.rounds.feed.origin());
+        let late = changed || overtaken || control.taken > looked.now || age > self.rounds.pace.step_in + random;
         if *mine != control.taken && !late {
             return Ok(false);
         }
@@ -166,7 +253,7 @@ impl Rounds {
         }
         // Another configuration's changes may come from the log, though this one's come from triggers.
         let late = looked.control.mappings.values().any(|mapping| mapping.late);
-        let owed = self.feed.owed(looked.control.since(), late).await;
+        let owed = self.rounds.feed.owed(looked.control.since(), late).await;
         // Only silence is an outage; a "no" (no outbox, no right to it) is a reason to go past the cache.
         self.node.database_answers(!owed.as_ref().is_err_and(StoreError::is_outage));
         let owed = owed?;
@@ -198,41 +285,13 @@ impl Rounds {
                 tracing::info!("what the cache missed is not known: everything in it is absent from now on");
             }
             for (resource, entries) in counts {
-                self.metrics.invalidated_by_round(&resource, entries);
+                self.rounds.metrics.invalidated_by_round(&resource, entries);
             }
             for change in &owed.changes {
-                self.metrics.invalidation_lag(change.age);
+                self.rounds.metrics.invalidation_lag(change.age);
             }
         }
         Ok(moved)
-    }
-
-    /// Tells in metrics how far behind the decoder is, where there is one.
-    async fn watch_decoder(&self) {
-        loop {
-            match self.feed.decoder_lag().await {
-                Ok(Some((lag, retained))) => self.metrics.replication_slot(lag, retained),
-                Ok(None) => {}
-                Err(error) => tracing::debug!(%error, "how far the decoder is behind is not known"),
-            }
-            tokio::time::sleep(WATCH).await;
-        }
-    }
-
-    /// Drops what nobody needs from the outbox, now and then.
-    async fn sweep(&self) {
-        loop {
-            tokio::time::sleep(SWEEP.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            let swept = async {
-                self.feed.sweep().await?;
-                self.metrics.outbox_rows(self.feed.rows().await?);
-                Ok::<_, StoreError>(())
-            };
-            if let Err(error) = swept.await {
-                tracing::debug!(%error, "the outbox was not swept");
-                self.metrics.error("outbox", error.kind());
-            }
-        }
     }
 }
 

@@ -27,7 +27,10 @@ fn status(reply: &Reply) -> String {
 
 #[tokio::test]
 async fn a_declared_statement_is_served_by_name_and_dropped_when_its_tables_change() {
-    let world = World::new(SCHEMA).await;
+    depends(World::new(SCHEMA).await).await;
+}
+
+pub async fn depends(world: World) {
     let (one, two) = (world.app(QUERIES).await, world.app(QUERIES).await);
     let path = "/api/queries/team?team=2";
     let first = one.get(path).await.expect(200);

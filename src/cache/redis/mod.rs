@@ -3,6 +3,8 @@
 //! Requests share one multiplexed connection per worker (a *lane*) and never check one out: see
 //! `docs/adr/0001-lanes.md`. The pool makes and counts the connections; supervisors hold them.
 
+pub mod cluster;
+
 mod lane;
 mod local;
 mod look;
@@ -10,6 +12,7 @@ mod node;
 mod script;
 mod sentinel;
 mod shared;
+mod unlink;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +29,7 @@ use self::sentinel::Sentinels;
 use self::shared::{Shared, now_ms};
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
-use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
+use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
 
@@ -61,8 +64,23 @@ impl RedisCache {
         if shared.sentinels.is_some() {
             tokio::spawn(Sentinels::watch(Arc::downgrade(&shared)));
         }
-        let local = (tiered && max_staleness.is_some()).then(|| Local::new(&shared, config.local.max_bytes));
-        Ok(Self { lane: Lane::open(&shared), shared, local })
+        Ok(Self::over(shared, (tiered && max_staleness.is_some()).then_some(config.local.max_bytes)))
+    }
+
+    /// The same for a server that is known, with a tier in this process of so many bytes.
+    fn over(shared: Arc<Shared>, local: Option<usize>) -> Self {
+        let local = local.map(|max_bytes| Local::new(&shared, max_bytes));
+        Self { lane: Lane::open(&shared), shared, local }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory { address: self.address().to_owned(), health: self.health(), staleness: self.staleness() }
     }
 
     /// What brings this memory up to date; `None` where nobody is to.
@@ -98,7 +116,7 @@ impl RedisCache {
         let Some(local) = self.local(place) else { return Err(None) };
         let noted = local.noted();
         let Some(deadlines) = local.deadlines() else { return Err(None) };
-        let found = local.get(place.key, Self::tag(live, place, &[]));
+        let found = Self::tag(live, place, &[]).and_then(|tag| local.get(place.key, tag));
         match found {
             Some(entry) if self.verified(deadlines) == Ok(true) => Ok(entry),
             _ => Err(Some(noted)),
@@ -107,8 +125,10 @@ impl RedisCache {
 
     /// Keeps what was read from the node in the in-process tier.
     fn keep_local(&self, live: &Live, place: &Place<'_>, lookup: &Lookup, noted: Option<Caught>) {
-        if let (Some(local), Lookup::Fresh(entry), Some(noted)) = (self.local(place), lookup, noted) {
-            local.put(place.key, Self::tag(live, place, &[]), entry, place.local_ttl, noted);
+        if let (Some(local), Lookup::Fresh(entry), Some(noted)) = (self.local(place), lookup, noted)
+            && let Some(tag) = Self::tag(live, place, &[])
+        {
+            local.put(place.key, tag, entry, place.local_ttl, noted);
         }
     }
 
@@ -280,7 +300,7 @@ impl RedisCache {
             return CacheError::Disconnected;
         }
         tracing::debug!(%error, "the cache answered with an error");
-        CacheError::Refused
+        error.code().map_or(CacheError::Refused, |code| self.refused(code))
     }
 
     fn refused(&self, code: &str) -> CacheError {
@@ -288,12 +308,20 @@ impl RedisCache {
         if matches!(code, "READONLY" | "LOADING" | "MASTERDOWN") {
             self.lane.wake.notify_one();
         }
+        if matches!(code, "MOVED" | "ASK") {
+            if let Some(cluster) = self.shared.cluster() {
+                cluster.look_again();
+            }
+            return CacheError::Elsewhere;
+        }
         CacheError::Refused
     }
 
-    fn tag(live: &Live, place: &Place<'_>, groups: &[u64]) -> u64 {
+    /// What an entry must carry to be of use; `None`: nothing here is, since the key may have been another node's.
+    fn tag(live: &Live, place: &Place<'_>, groups: &[u64]) -> Option<u64> {
         let control = live.control.load();
-        entry::tag(place.shape, control.epoch, control.generation(place.resource), groups)
+        let tag = || entry::tag(place.shape, control.epoch, control.generation(place.resource), groups);
+        control.holds(place.key).then(tag)
     }
 
     /// `groups`: the generations of the groups that the place depends on; `None` where one was lost.
@@ -310,7 +338,7 @@ impl RedisCache {
             _ => return Err(CacheError::Refused),
         };
         Ok(match (entry::decode(place.key, &value, live.cache_now()), groups) {
-            (Some(Held::Valid { tag, entry, .. }), Some(groups)) if tag == Self::tag(live, place, groups) => {
+            (Some(Held::Valid { tag, entry, .. }), Some(groups)) if Some(tag) == Self::tag(live, place, groups) => {
                 let entry = Entry { verified, ..entry };
                 if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
             }
@@ -328,8 +356,11 @@ impl RedisCache {
     ) -> Result<Vec<Lookup>, CacheError> {
         let groups = places.first().map_or(&[][..], |place| place.groups);
         let mut pipe = Pipeline::with_capacity(places.len() + groups.len());
-        for key in places.iter().map(|place| place.key).chain(groups.iter().map(String::as_str)) {
-            pipe.cmd("GET").arg(key);
+        for place in places {
+            pipe.cmd("GET").arg(place.key);
+        }
+        for group in groups {
+            pipe.cmd("GET").arg(&*self.shared.spell(group));
         }
         let mut values = self.ask_all(live, &pipe).await?;
         let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
@@ -345,6 +376,7 @@ impl RedisCache {
         }
         let mut pipe = Pipeline::with_capacity(place.groups.len() * 2);
         for group in place.groups {
+            let group = &*self.shared.spell(group);
             pipe.cmd("SET").arg(group).arg(fastrand::u64(1..)).arg("NX").cmd("GET").arg(group);
         }
         let replies = self.ask_all(live, &pipe).await?;
@@ -379,7 +411,8 @@ impl RedisCache {
 
     fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Ticket, CacheError> {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
-        Ok(Ticket { fence, tag: Self::tag(live, place, groups), connection: live.number })
+        let tag = Self::tag(live, place, groups).ok_or(CacheError::Elsewhere)?;
+        Ok(Ticket { fence, tag, connection: live.number })
     }
 }
 
@@ -570,9 +603,10 @@ impl Cache for RedisCache {
         }
         let outcome = async {
             let live = self.live().await?;
-            let mut cmd = redis::cmd("UNLINK");
-            cmd.arg(keys);
-            self.ask(&live, cmd).await.map(drop)
+            unlink::unlink(&self.shared, &mut live.conn.clone(), keys)
+                .await
+                .map(drop)
+                .map_err(|error| self.failed(&error))
         };
         let outcome = outcome.await;
         if outcome.is_err() {
@@ -598,11 +632,11 @@ impl Cache for RedisCache {
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
         let outcome = async {
             let live = self.live().await?;
-            let mut pipe = Pipeline::with_capacity(keys.len());
-            for key in keys {
-                pipe.add_command(self.shared.scripts.spare(key, owner.as_ref().map_or(&[], |owner| &owner.0)));
-            }
-            self.scripts(&live, &pipe).await.map(drop)
+            let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
+            unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner)
+                .await
+                .map(drop)
+                .map_err(|error| self.failed(&error))
         };
         let outcome = outcome.await;
         if outcome.is_err() {
@@ -637,8 +671,9 @@ impl Cache for RedisCache {
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {
         let live = self.live().await?;
         let mut pipe = Pipeline::with_capacity(1 + place.groups.len());
-        for key in std::iter::once(place.key).chain(place.groups.iter().map(String::as_str)) {
-            pipe.cmd("GET").arg(key);
+        pipe.cmd("GET").arg(place.key);
+        for group in place.groups {
+            pipe.cmd("GET").arg(&*self.shared.spell(group));
         }
         let mut replies = self.ask_all(&live, &pipe).await?.into_iter();
         let value = replies.next().unwrap_or(Value::Nil);
@@ -648,6 +683,7 @@ impl Cache for RedisCache {
             Value::BulkString(bytes) => entry::decode(place.key, &Bytes::from(bytes), live.cache_now()),
             _ => None,
         };
-        Ok(Inspection::of(held, size, Self::tag(&live, &place, &groups)))
+        // No tag is zero.
+        Ok(Inspection::of(held, size, Self::tag(&live, &place, &groups).unwrap_or(0)))
     }
 }

@@ -1,0 +1,83 @@
+//! Dropping keys, on one server or on a node of a cluster.
+//!
+//! A cluster takes keys of different slots only one by one. While a slot leaves for another node, its keys are here or
+//! there; what is there counts for nothing, and should it ever come back the node begins anew (see `cache::slots`).
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Pipeline, RedisResult, Value};
+
+use super::script::Scripts;
+use super::shared::Shared;
+
+/// Keys that one command drops.
+const CHUNK: usize = 1_000;
+
+/// Drops whatever is there. Says which keys have left, or would if there were any: their slots are leaving.
+pub(super) async fn unlink<'k, K: AsRef<str>>(
+    shared: &Shared,
+    conn: &mut MultiplexedConnection,
+    keys: &'k [K],
+) -> RedisResult<Vec<&'k str>> {
+    let mut left = Vec::new();
+    for some in keys.chunks(CHUNK) {
+        if shared.member.is_some() {
+            let commands = some.iter().map(|key| {
+                let mut unlink = redis::cmd("UNLINK");
+                unlink.arg(&*shared.spell(key.as_ref()));
+                unlink
+            });
+            left.extend(send(conn, some, commands.collect()).await?);
+        } else {
+            let mut unlink = redis::cmd("UNLINK");
+            for key in some {
+                unlink.arg(key.as_ref());
+            }
+            let () = unlink.query_async(conn).await?;
+        }
+    }
+    Ok(left)
+}
+
+/// The same, except for what writers hold, save this `owner`.
+pub(super) async fn spare<'k, K: AsRef<str>>(
+    shared: &Shared,
+    conn: &mut MultiplexedConnection,
+    keys: &'k [K],
+    owner: &[u8],
+) -> RedisResult<Vec<&'k str>> {
+    let mut left = Vec::new();
+    for some in keys.chunks(CHUNK) {
+        let scripts = &shared.scripts;
+        let by_hash = some.iter().map(|key| scripts.spare(&shared.spell(key.as_ref()), owner)).collect::<Vec<_>>();
+        left.extend(match send(conn, some, by_hash).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                // The server has forgotten it.
+                let in_full = some.iter().map(|key| Scripts::spare_in_full(&shared.spell(key.as_ref()), owner));
+                send(conn, some, in_full.collect()).await?
+            }
+            outcome => outcome?,
+        });
+    }
+    Ok(left)
+}
+
+/// Sends a command for each key, and says which of the keys have left.
+async fn send<'k, K: AsRef<str>>(
+    conn: &mut MultiplexedConnection,
+    keys: &'k [K],
+    commands: Vec<Cmd>,
+) -> RedisResult<Vec<&'k str>> {
+    let mut pipe = Pipeline::with_capacity(commands.len());
+    for command in commands {
+        pipe.add_command(command);
+    }
+    let mut left = Vec::new();
+    for (key, reply) in keys.iter().zip(conn.send_packed_commands(&pipe, 0, keys.len()).await?) {
+        match reply {
+            Value::ServerError(error) if error.code() == "ASK" => left.push(key.as_ref()),
+            Value::ServerError(error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(left)
+}
