@@ -267,6 +267,11 @@ impl World {
         Self { decoding: true, ..Self::new(schema).await }
     }
 
+    /// The same with another cache.
+    pub fn on(self, redis: &Redis) -> Self {
+        Self { redis_url: redis.url(), ..self }
+    }
+
     /// A configuration that uses both; `rest` holds the resources and all else.
     pub fn config(&self, rest: &str) -> String {
         let mut config = String::new();

@@ -21,5 +21,6 @@ mod stampede;
 mod store_suite;
 mod telemetry;
 mod tls;
+mod valkey;
 mod wal;
 mod writes;

@@ -205,9 +205,39 @@ impl Database {
     }
 }
 
-/// A Redis server that keeps nothing on disk.
+/// Whose program speaks the protocol of Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Redis,
+    Valkey,
+}
+
+impl Kind {
+    fn program(self) -> PathBuf {
+        match self {
+            Self::Redis => {
+                find("redis-server").unwrap_or_else(|| panic!("redis-server not found: apt-get install redis-server"))
+            }
+            Self::Valkey => {
+                let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers/valkey-server");
+                let found = find("valkey-server").or_else(|| Some(ours).filter(|program| program.is_file()));
+                found.unwrap_or_else(|| panic!("valkey-server not found: make servers"))
+            }
+        }
+    }
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::Redis => "redis",
+            Self::Valkey => "valkey",
+        }
+    }
+}
+
+/// A Redis server that keeps nothing on disk, or one that speaks as it does.
 pub struct Redis {
     server: Server,
+    kind: Kind,
 }
 
 impl Redis {
@@ -217,13 +247,16 @@ impl Redis {
 
     /// Starts with further arguments, such as `["--maxmemory", "1mb"]`; they win over ours.
     pub async fn start_with(args: &[&str]) -> Self {
-        let program =
-            find("redis-server").unwrap_or_else(|| panic!("redis-server not found: apt-get install redis-server"));
-        let mut server = Server::new(Engine::Redis, &program, None);
+        Self::start_as(Kind::Redis, args).await
+    }
+
+    /// The same for any kind.
+    pub async fn start_as(kind: Kind, args: &[&str]) -> Self {
+        let mut server = Server::new(Engine::Redis, &kind.program(), None);
         let ours = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
         server.args.extend(ours.iter().chain(args).map(|&arg| arg.to_owned()));
         server.start().await;
-        Self { server }
+        Self { server, kind }
     }
 
     /// The one server of this test process, for tests that keep to their own keys and break nothing.
@@ -235,9 +268,7 @@ impl Redis {
     /// A Sentinel that watches the master at this port, called `main`. It gives a master that says nothing for `patience`
     /// milliseconds up, if `quorum` Sentinels do.
     pub async fn sentinel(master: u16, quorum: u32, patience: u32) -> Self {
-        let program =
-            find("redis-server").unwrap_or_else(|| panic!("redis-server not found: apt-get install redis-server"));
-        let mut server = Server::new(Engine::Redis, &program, None);
+        let mut server = Server::new(Engine::Redis, &Kind::Redis.program(), None);
         let file = server.folder.join("sentinel.conf");
         let text = format!(
             "bind 127.0.0.1\nsentinel monitor main 127.0.0.1 {master} {quorum}\n\
@@ -246,11 +277,11 @@ impl Redis {
         fs::write(&file, text).expect("the configuration can be written");
         server.args.extend([file.display().to_string(), "--sentinel".to_owned()]);
         server.start().await;
-        Self { server }
+        Self { server, kind: Kind::Redis }
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port())
+        format!("{}://127.0.0.1:{}", self.kind.scheme(), self.port())
     }
 
     pub fn port(&self) -> u16 {
