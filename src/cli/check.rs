@@ -144,16 +144,12 @@ async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
         return Ok(());
     };
     // The lane connects by itself; give it the time that a slow network takes.
-    for _ in 0..60 {
-        if cache.health().is_ok() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    cache.tried(Duration::from_secs(3)).await;
     let info = match cache.info().await {
         Ok(info) => info,
         Err(error) => {
-            findings.error(&format!("cache: {} does not answer: {error}", config.cache.url));
+            let why = cache.trouble().unwrap_or_else(|| error.to_string());
+            findings.error(&format!("cache: {} can't be used: {why}", config.cache.url));
             return Ok(());
         }
     };

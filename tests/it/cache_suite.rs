@@ -265,7 +265,11 @@ async fn memory_is_bounded_in_bytes() {
 }
 
 async fn connected(redis: &Redis, prefix: &str) -> AnyCache {
-    let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s }}", redis.url());
+    reached(&format!("url: \"{}\", key_prefix: \"{prefix}\"", redis.url())).await
+}
+
+async fn reached(cache: &str) -> AnyCache {
+    let yaml = format!("cache: {{ {cache}, timeout: 5s }}");
     let cache = AnyCache::Redis(RedisCache::new(&config(&yaml), None, false).expect("the URL is sound"));
     trusted(&cache).await;
     cache
@@ -286,10 +290,15 @@ async fn redis_keeps_the_contract() {
 
 pub async fn keeps_the_contract(kind: Kind) {
     let redis = Redis::start_as(kind, &[]).await;
-    let cache = connected(&redis, "p:").await;
+    keeps(&format!("url: \"{}\", key_prefix: \"p:\"", redis.url()), "p:").await;
+}
+
+/// The contract for the cache that these lines of `cache:` name.
+pub async fn keeps(lines: &str, prefix: &str) {
+    let cache = reached(lines).await;
     let other = cache.attach();
     trusted(&other).await;
-    contract(&cache, &other, "p:").await;
+    contract(&cache, &other, prefix).await;
 }
 
 #[tokio::test]

@@ -259,6 +259,15 @@ impl Redis {
         Self { server, kind }
     }
 
+    /// A server that speaks TLS alone, on its one port.
+    pub async fn start_encrypted(kind: Kind, args: &[&str]) -> Self {
+        let mut server = Server::new(Engine::EncryptedRedis, &kind.program(), None);
+        let ours = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", "0"];
+        server.args.extend(ours.iter().chain(args).map(|&arg| arg.to_owned()));
+        server.start().await;
+        Self { server, kind }
+    }
+
     /// The one server of this test process, for tests that keep to their own keys and break nothing.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Redis> = OnceCell::const_new();
@@ -327,6 +336,7 @@ impl Redis {
 enum Engine {
     Postgres,
     Redis,
+    EncryptedRedis,
 }
 
 /// A server process, its port and its folder: what both engines have in common.
@@ -376,6 +386,7 @@ impl Server {
         let port_option = match self.engine {
             Engine::Postgres => "-p",
             Engine::Redis => "--port",
+            Engine::EncryptedRedis => "--tls-port",
         };
         let mut command = server_in(&self.folder, &self.program, self.account);
         command.args(&self.args).arg(port_option).arg(self.port.number.to_string());
@@ -402,6 +413,14 @@ impl Server {
             Engine::Postgres => {
                 let client = connect(&postgres_url(self.port.number, "postgres")).await.map_err(text)?;
                 client.simple_query("SELECT 1").await.map_err(text)?;
+                Ok(())
+            }
+            Engine::EncryptedRedis => {
+                let stream = TcpStream::connect(loopback(self.port.number)).await.map_err(text)?;
+                stream.writable().await.map_err(text)?;
+                stream.try_write(b"PING\r\n").map_err(text)?;
+                stream.readable().await.map_err(text)?;
+                // Whatever it says to that, or if it hangs up: somebody is there.
                 Ok(())
             }
             Engine::Redis => {
@@ -438,7 +457,7 @@ impl Server {
         // To Postgres TERM means to wait until everybody has gone.
         self.signal(match self.engine {
             Engine::Postgres => "kill -s INT",
-            Engine::Redis => "kill -s TERM",
+            Engine::Redis | Engine::EncryptedRedis => "kill -s TERM",
         });
         let deadline = Instant::now() + STOP_DEADLINE;
         while self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {

@@ -72,7 +72,10 @@ async fn a_valkey_that_is_killed_costs_no_answer_and_is_used_again_when_it_is_ba
 #[tokio::test]
 async fn with_holds_writes_through_valkey_are_seen_by_all_at_once() {
     let valkey = valkey().await;
-    let world = World::new(SCHEMA).await.on(&valkey);
+    holds(World::new(SCHEMA).await.on(&valkey)).await;
+}
+
+pub async fn holds(world: World) {
     let resources = "resources: { item: { write: [update], consistency: hold } }";
     let (one, two) = (world.app(resources).await, world.app(resources).await);
     for v in 1..=20 {

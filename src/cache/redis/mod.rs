@@ -7,12 +7,14 @@ mod lane;
 mod local;
 mod look;
 mod node;
+mod rights;
 mod script;
 mod sentinel;
 mod shared;
+mod trouble;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -74,6 +76,11 @@ impl RedisCache {
     /// Declares what is cached here and which changes concern it. Nothing is used before that is registered.
     pub fn declare(&self, mappings: HashMap<String, Mapping>) {
         self.shared.declare(mappings);
+    }
+
+    /// Waits until this handle's lane has tried to connect, for `patience` at most.
+    pub async fn tried(&self, patience: Duration) {
+        self.lane.turned(patience, |lane| !lane.untried()).await;
     }
 
     /// Waits until this handle's lane has a connection, for `patience` at most.
@@ -158,6 +165,12 @@ impl RedisCache {
             Value::VerbatimString { text, .. } | Value::SimpleString(text) => Ok(text),
             _ => Err(CacheError::Refused),
         }
+    }
+
+    /// Why there is no connection that can be used, in words; `None` where the last attempt succeeded.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether invalidations that failed wait for delivery.
