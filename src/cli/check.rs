@@ -155,7 +155,8 @@ async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
     };
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     // Valkey keeps to `redis_version` the version of Redis that it came from.
-    let (name, version) = field("valkey_version").map_or(("Redis", field("redis_version")), |own| ("Valkey", Some(own)));
+    let (name, version) =
+        field("valkey_version").map_or(("Redis", field("redis_version")), |own| ("Valkey", Some(own)));
     Findings::ok(&format!("cache: {name} {} answers", version.unwrap_or("of unknown version")));
     match field("maxmemory_policy") {
         Some("noeviction") if field("maxmemory") == Some("0") => Findings::warning(

@@ -252,7 +252,7 @@ pub struct World {
     /// What else `cache:` has.
     pub cache_more: String,
     /// Changes are read from the log, not from triggers.
-    decoding: bool,
+    pub decoding: bool,
 }
 
 impl World {

@@ -49,12 +49,8 @@ async fn behind_tls(kind: Kind) {
     let url = format!("{scheme}://cache-aside:{PASSWORD}@127.0.0.1:{}", redis.port());
     let more = format!(", ca_file: \"{}\"", file("ca.crt"));
     cache_suite::keeps(&format!("url: \"{url}\", key_prefix: \"shop:\"{more}"), "shop:").await;
-    let world = |world: World| World {
-        redis_url: url.clone(),
-        prefix: "shop:".to_owned(),
-        cache_more: more.clone(),
-        ..world
-    };
+    let world =
+        |world: World| World { redis_url: url.clone(), prefix: "shop:".to_owned(), cache_more: more.clone(), ..world };
     invalidation::every_kind(world(World::new(SCHEMA).await)).await;
     invalidation::cascades(world(World::new(&with_cascades()).await)).await;
     invalidation::tier_in_process(world(World::new(SCHEMA).await)).await;
@@ -96,7 +92,8 @@ fn refused(config: &str, words: &[&str]) {
     let out = command(config, &["check"]);
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert_eq!(out.status.code(), Some(1), "{words:?}: {text}");
-    let line = text.lines().find(|line| line.starts_with("error    cache: ")).unwrap_or_else(|| panic!("{text}"));
+    let line =
+        text.lines().find(|line| line.starts_with("error    cache: ")).unwrap_or_else(|| panic!("{words:?}: {text}"));
     assert!(words.iter().all(|words| line.contains(words)), "{words:?} in {line}");
     assert!(!text.contains(PASSWORD), "{text}");
 }
@@ -139,14 +136,21 @@ async fn a_wrong_password_certificate_or_scheme_is_told_without_the_password() {
     // One that has ended, and one for somebody else.
     let new = "-CA ca.crt -CAkey ca.key -CAcreateserial";
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    openssl(dir.path(), &format!("req {key} -keyout away.key -out away.csr -subj /CN=x -addext subjectAltName=DNS:away"));
+    openssl(
+        dir.path(),
+        &format!("req {key} -keyout away.key -out away.csr -subj /CN=x -addext subjectAltName=DNS:away"),
+    );
     openssl(dir.path(), &format!("x509 -req -in away.csr {new} -out away.crt -days 2 -copy_extensions copy"));
     openssl(dir.path(), &format!("x509 -req -in server.csr {new} -out ended.crt -days -1 -copy_extensions copy"));
     users(&dir, &user("cache-aside", ""));
     let world = World { prefix: "shop:".to_owned(), ..World::new(SCHEMA).await };
     let config = |url: String, ca: &str| {
         let config = world.config("resources: { item: {} }").replace(&world.redis_url, &url);
-        if ca.is_empty() { config } else { config.replace("key_prefix:", &format!("ca_file: \"{}\", key_prefix:", file(ca))) }
+        if ca.is_empty() {
+            config
+        } else {
+            config.replace("key_prefix:", &format!("ca_file: \"{}\", key_prefix:", file(ca)))
+        }
     };
     crate::app::migrate(&config("memory:".to_owned(), ""));
     let start = async |certificate: &str| {
@@ -158,9 +162,7 @@ async fn a_wrong_password_certificate_or_scheme_is_told_without_the_password() {
     };
     let (sound, ended, away) = (start("server.crt").await, start("ended.crt").await, start("away.crt").await);
     let plain = Redis::start_with(&["--aclfile", &file("users.acl")]).await;
-    let url = |scheme: &str, redis: &Redis| {
-        format!("{scheme}://cache-aside:{PASSWORD}@127.0.0.1:{}", redis.port())
-    };
+    let url = |scheme: &str, redis: &Redis| format!("{scheme}://cache-aside:{PASSWORD}@127.0.0.1:{}", redis.port());
     let wrong = |url: String| url.replace(PASSWORD, &format!("not-{PASSWORD}"));
     for (config, words) in [
         (config(wrong(url("rediss", &sound)), "ca.crt"), "the user or password in cache.url is wrong"),
@@ -171,7 +173,7 @@ async fn a_wrong_password_certificate_or_scheme_is_told_without_the_password() {
         (config(url("rediss", &ended), "ca.crt"), "its certificate has expired"),
         (config(url("rediss", &away), "ca.crt"), "its certificate is for another name"),
         (config(url("redis", &sound), ""), "if the server wants TLS, write rediss://"),
-        (config(url("rediss", &plain), "ca.crt"), "the server does not speak TLS here"),
+        (config(url("rediss", &plain), "ca.crt"), "does not speak TLS on this port, write redis://"),
     ] {
         told(&config, &[words]).await;
     }

@@ -54,7 +54,7 @@ pub(super) fn missing(replies: &[Value]) -> Option<String> {
     let mut said = String::new();
     for (words, reply) in COMMANDS.iter().zip(replies) {
         if let Value::ServerError(error) = reply
-            && error.code() == "NOPERM"
+            && (error.code() == "NOPERM" || error.details().is_some_and(|details| details.contains("NOPERM")))
         {
             let name = if words[0] == "SCRIPT" { "SCRIPT LOAD" } else { words[0] };
             if !names.iter().any(|known| known == name) {

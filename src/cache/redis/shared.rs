@@ -162,7 +162,8 @@ impl Shared {
 
     /// A new connection with its scripts loaded. Why there is none is remembered.
     pub(super) async fn connect(&self) -> anyhow::Result<Made> {
-        let made = self.try_connect().await.map_err(|error| anyhow::Error::msg(trouble::words(&error, self.info.addr())));
+        let made =
+            self.try_connect().await.map_err(|error| anyhow::Error::msg(trouble::words(&error, self.info.addr())));
         let why = made.as_ref().err().map(ToString::to_string);
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
         made
