@@ -77,6 +77,14 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
                 Err(error) => findings.error(&format!("database: {error}")),
             }
         }
+        if let AnyStore::Postgres(store) = &store {
+            match store.replica().await {
+                Some(Ok(words)) => Findings::ok(&format!("database: {words}")),
+                // The service is slower without it, and right.
+                Some(Err(words)) => Findings::warning(&format!("database: {words}")),
+                None => {}
+            }
+        }
         let catalog = look(&store, config).await.0;
         for (name, state) in catalog.all() {
             let name = called(name);

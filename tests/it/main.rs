@@ -15,6 +15,7 @@ mod oracle;
 mod outages;
 mod queries;
 mod reads;
+mod replica;
 mod rights;
 mod robustness;
 mod shutdown;
