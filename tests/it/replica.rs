@@ -227,7 +227,7 @@ async fn what_a_replica_must_not_answer_goes_to_the_primary() {
     let plain = pair.config(resources).replace("postgres://postgres@", "postgres://plain@");
     let blind = App::launch(&plain).await;
     blind.until("told", async |app| app.log().contains("GRANT pg_read_all_stats")).await;
-    blind.get("/api/item/1").await.expect(200);
+    blind.until("served", async |app| app.get("/api/item/1").await.status == 200).await;
     pair.sql("GRANT pg_read_all_stats TO plain").await;
     in_use(&blind).await;
     // Nor is one whose sessions write rows in another form.
