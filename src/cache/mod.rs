@@ -361,11 +361,12 @@ impl AnyCache {
         }
     }
 
-    /// What each server says of itself, by its address: `INFO` as text.
-    pub async fn infos(&self) -> Vec<(String, Result<String, CacheError>)> {
+    /// What each server says of itself, by its address: `INFO` as text, or why there is none in words. Those that were not
+    /// tried yet are waited for, for `patience` at most.
+    pub async fn infos(&self, patience: Duration) -> Vec<(String, Result<String, String>)> {
         match self {
-            Self::Redis(cache) => vec![(cache.address().to_owned(), cache.info().await)],
-            Self::Cluster(cache) => cache.infos().await,
+            Self::Redis(cache) => vec![(cache.address().to_owned(), cache.info(patience).await)],
+            Self::Cluster(cache) => cache.infos(patience).await,
             Self::Memory(_) => Vec::new(),
         }
     }

@@ -119,6 +119,9 @@ pub(super) async fn metrics(request: HttpRequest, front: web::Data<Front>) -> Ht
         set(store.engine(), "in_use", connections.in_use);
         set(store.engine(), "idle", connections.idle);
         set(store.engine(), "waiting", connections.waiting);
+        for (outcome, count) in store.replica_reads() {
+            metrics.replica_reads.with_label_values(&[outcome]).inc_by(count);
+        }
         let cache = front.aside.cache();
         set(cache.engine(), "in_use", cache.connections());
         // Encoding takes milliseconds where there are many resources: not on a worker that serves hits.

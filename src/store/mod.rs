@@ -192,6 +192,12 @@ impl AnyStore {
             Self::Sqlite(store) => store.connections(),
         }
     }
+
+    /// How many loads went to a replica since this was asked last, and why others did not.
+    #[must_use]
+    pub fn replica_reads(&self) -> Vec<(&'static str, u64)> {
+        if let Self::Postgres(store) = self { store.replica_reads().collect() } else { Vec::new() }
+    }
 }
 
 /// A fingerprint of a database and of which of its lives this is; zero where that is not known.

@@ -9,14 +9,16 @@ mod lane;
 mod local;
 mod look;
 mod node;
+mod rights;
 mod script;
 mod sentinel;
 mod shared;
+mod trouble;
 mod unlink;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -166,18 +168,22 @@ impl RedisCache {
         self.verified(live.deadlines()).map(drop)
     }
 
-    /// What the server said of itself, for `check`: `INFO` as text.
-    ///
-    /// # Errors
-    ///
-    /// [`CacheError`] where it did not answer.
-    pub async fn info(&self) -> Result<String, CacheError> {
-        let live = self.live().await?;
-        match self.ask(&live, redis::cmd("INFO")).await? {
-            Value::BulkString(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
-            Value::VerbatimString { text, .. } | Value::SimpleString(text) => Ok(text),
-            _ => Err(CacheError::Refused),
-        }
+    /// What the server says of itself, for `check`: `INFO` as text, or why there is none in words. A lane that was not tried
+    /// yet is waited for, for `patience` at most.
+    pub(super) async fn info(&self, patience: Duration) -> Result<String, String> {
+        self.lane.turned(patience, |lane| !lane.untried()).await;
+        let asked = async {
+            let live = self.live().await?;
+            let reply = self.ask(&live, redis::cmd("INFO")).await?;
+            shared::text(&reply).ok_or(CacheError::Refused)
+        };
+        asked.await.map_err(|error| self.trouble().unwrap_or_else(|| error.to_string()))
+    }
+
+    /// Why there is no connection that can be used, in words; `None` where the last attempt succeeded.
+    #[must_use]
+    fn trouble(&self) -> Option<String> {
+        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether invalidations that failed wait for delivery.

@@ -84,13 +84,6 @@ impl Scripts {
         cmd
     }
 
-    /// The same for a server that may not know the script.
-    pub(super) fn spare_in_full(key: &str, owner: &[u8]) -> Cmd {
-        let mut cmd = redis::cmd("EVAL");
-        cmd.arg(include_str!("spare.lua")).arg(1).arg(key).arg(owner);
-        cmd
-    }
-
     pub(super) fn tell(&self, keys: [&str; 2], batch: &str) -> Cmd {
         let mut cmd = redis::cmd("EVALSHA");
         cmd.arg(self.tell.get_hash()).arg(keys.len()).arg(&keys).arg(batch);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use deadpool_redis::{Connection, Manager, Pool};
 use redis::aio::MultiplexedConnection;
@@ -13,12 +14,14 @@ use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, TlsCertificates, Value,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::sync::Notify;
 
 use super::cluster::Cluster;
 use super::script::Scripts;
 use super::sentinel::{self, Address, Sentinels};
-use super::unlink;
+use super::{rights, trouble, unlink};
 use crate::cache::control::field;
 use crate::catalog::Mapping;
 use crate::config;
@@ -66,6 +69,8 @@ pub(super) struct Shared {
     away: AtomicU64,
     owed: Mutex<Owed>,
     delivering: tokio::sync::Mutex<()>,
+    /// Why the last attempt to connect failed.
+    pub(super) trouble: Mutex<Option<String>>,
     pub(super) address: String,
     /// The most that one operation may take.
     pub(super) timeout: Duration,
@@ -118,7 +123,11 @@ impl Door {
         let client = match &config.ca_file {
             None => Client::open(url)?,
             Some(file) => {
-                let root_cert = Some(std::fs::read(file)?);
+                let read =
+                    std::fs::read(file).with_context(|| format!("cache.ca_file {} can't be read", file.display()))?;
+                let certificates = CertificateDer::pem_slice_iter(&read).filter(Result::is_ok).count();
+                anyhow::ensure!(certificates > 0, "cache.ca_file {} holds no certificate", file.display());
+                let root_cert = Some(read);
                 Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert })?
             }
         };
@@ -204,6 +213,7 @@ impl Shared {
             away: AtomicU64::new(0),
             owed: Mutex::new(Owed::default()),
             delivering: tokio::sync::Mutex::default(),
+            trouble: Mutex::default(),
             address,
             timeout: config.timeout,
         })
@@ -244,8 +254,16 @@ impl Shared {
         self.pool.load().1.status().size
     }
 
-    /// A new connection with its scripts loaded.
+    /// A new connection with its scripts loaded. Why there is none is remembered.
     pub(super) async fn connect(&self) -> anyhow::Result<Made> {
+        let made =
+            self.try_connect().await.map_err(|error| anyhow::Error::msg(trouble::words(&error, self.door.info.addr())));
+        let why = made.as_ref().err().map(ToString::to_string);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        made
+    }
+
+    async fn try_connect(&self) -> anyhow::Result<Made> {
         let address = match &self.sentinels {
             Some(sentinels) => Some(sentinels.master().await?),
             None => None,
@@ -253,6 +271,11 @@ impl Shared {
         let connection = self.pool_of(address.as_ref())?.get().await?;
         let mut conn: MultiplexedConnection = (*connection).clone();
         let outcome = async {
+            let mut pipe = Pipeline::new();
+            rights::ask(&mut pipe, &format!("{}-rights", self.control_key), self.member.is_some());
+            if let Some(missing) = rights::missing(&conn.send_packed_commands(&pipe, 0, pipe.len()).await?) {
+                anyhow::bail!(missing);
+            }
             let mut pipe = Pipeline::new();
             Scripts::load(&mut pipe);
             pipe.cmd("INFO").arg("server");

@@ -48,12 +48,14 @@ pub(super) async fn spare<'k, K: AsRef<str>>(
     let mut left = Vec::new();
     for some in keys.chunks(CHUNK) {
         let scripts = &shared.scripts;
-        let by_hash = some.iter().map(|key| scripts.spare(&shared.spell(key.as_ref()), owner)).collect::<Vec<_>>();
-        left.extend(match send(conn, some, by_hash).await {
+        let commands = || some.iter().map(|key| scripts.spare(&shared.spell(key.as_ref()), owner)).collect();
+        left.extend(match send(conn, some, commands()).await {
             Err(error) if error.code() == Some("NOSCRIPT") => {
-                // The server has forgotten it.
-                let in_full = some.iter().map(|key| Scripts::spare_in_full(&shared.spell(key.as_ref()), owner));
-                send(conn, some, in_full.collect()).await?
+                // The server has forgotten it: they are loaded and sent once more.
+                let mut load = Pipeline::new();
+                Scripts::load(&mut load);
+                load.exec_async(conn).await?;
+                send(conn, some, commands()).await?
             }
             outcome => outcome?,
         });

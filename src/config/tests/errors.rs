@@ -259,9 +259,17 @@ fn schemes_are_known_unknown_or_not_built_yet() {
         Err("config.yaml:2: database.url: this is no URL; write it with postgres:// or sqlite:".into())
     );
     assert!(cache("http://h").unwrap_err().starts_with("config.yaml:7: cache.url: the scheme \"http\" is not known"));
-    let replica = format!("{}  replica_url: mysql://h\n", &BASE[..BASE.find("resources").unwrap()]);
+    let replica = |more: &str| {
+        let text = format!("{}  replica_url: {more}\n", &BASE[..BASE.find("resources").unwrap()]);
+        parse_with(&format!("{text}resources: {{ users: }}"), &[]).map(drop)
+    };
+    assert_eq!(replica("postgresql://h/d"), Ok(()));
     assert_eq!(
-        parse_with(&format!("{replica}resources: {{ users: }}"), &[]).map(drop),
-        Err("config.yaml:3: database.replica_url: mysql: is not built yet".into())
+        replica("mysql://h"),
+        Err("config.yaml:3: database.replica_url: is for PostgreSQL alone: both URLs begin with postgres://".into())
+    );
+    assert_eq!(
+        replica("postgres://h/d\ninvalidation: { mode: none }"),
+        Err("config.yaml:3: database.replica_url: needs invalidation.mode outbox or wal".into())
     );
 }

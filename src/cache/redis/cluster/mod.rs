@@ -142,10 +142,12 @@ impl ClusterCache {
         self.view().caches.iter().map(RedisCache::memory).collect()
     }
 
-    /// What each server says of itself, by its address.
-    pub async fn infos(&self) -> Vec<(String, Result<String, CacheError>)> {
-        let view = self.ready().await;
-        join_all(view.caches.iter().map(async |cache| (cache.address().to_owned(), cache.info().await))).await
+    /// What each server says of itself, by its address, or why it says nothing.
+    pub async fn infos(&self, patience: Duration) -> Vec<(String, Result<String, String>)> {
+        self.turned(patience, |cluster| !cluster.topology().members.is_empty()).await;
+        let view = self.view();
+        let infos = join_all(view.caches.iter().map(|cache| cache.info(patience))).await;
+        view.caches.iter().map(|cache| cache.address().to_owned()).zip(infos).collect()
     }
 
     /// Declares what is cached here and which changes concern it. Nothing is used before that is registered.
