@@ -80,11 +80,19 @@ impl Control {
         (!self.point.is_empty()).then_some(self.point.as_str())
     }
 
-    /// Whether an entry of this key may be used here at all: in a cluster, a slot that the node was not known to hold at
-    /// the last round may have come from elsewhere since.
+    /// Whether an entry of this key may be used here at all: in a cluster, one of a slot that the node was not known to
+    /// hold at the last round, or that was leaving, may have come from elsewhere since.
     #[must_use]
     pub fn holds(&self, key: &str) -> bool {
-        self.tenure.as_ref().is_none_or(|tenure| tenure.held.contains(slots::slot(key)))
+        self.tenure.as_ref().is_none_or(|tenure| {
+            let slot = slots::slot(key);
+            tenure.held.contains(slot) && !tenure.lost.contains(slot)
+        })
+    }
+
+    /// Whether an entry of this key that has left would be noticed if it came back.
+    pub(super) fn misses(&self, key: &str) -> bool {
+        self.tenure.as_ref().is_some_and(|tenure| tenure.lost.contains(slots::slot(key)))
     }
 
     /// Gives a resource a generation.

@@ -51,6 +51,12 @@ pub trait Node: Send + Sync {
     /// the memory is another one: then the answer is false.
     fn advance(&self, looked: &Looked, step: &Step) -> impl Future<Output = Result<bool, CacheError>> + Send;
 
+    /// Whether this key may be here, as of that look: in a cluster, most are elsewhere.
+    fn concerns(&self, looked: &Looked, key: &str) -> bool {
+        let _ = (looked, key);
+        true
+    }
+
     /// Tells readers whether the database answered: where it does not, what is here is served although nobody knows
     /// how old it is.
     fn database_answers(&self, yes: bool);
@@ -88,6 +94,13 @@ impl Node for AnyNode {
         match self {
             Self::Redis(node) => node.advance(looked, step).await,
             Self::Memory(node) => node.advance(looked, step).await,
+        }
+    }
+
+    fn concerns(&self, looked: &Looked, key: &str) -> bool {
+        match self {
+            Self::Redis(node) => node.concerns(looked, key),
+            Self::Memory(node) => node.concerns(looked, key),
         }
     }
 

@@ -73,7 +73,12 @@ impl Holdings {
     /// Those of the node that answered `CLUSTER NODES`. `None`: it said something else.
     pub(super) fn read(nodes: &str) -> Option<Self> {
         let mut holdings = Self::default();
-        for word in nodes.lines().find(|line| line.contains("myself"))?.split_whitespace().skip(8) {
+        for word in nodes
+            .lines()
+            .find(|line| line.split(' ').nth(2).is_some_and(|flags| flags.split(',').any(|flag| flag == "myself")))?
+            .split_whitespace()
+            .skip(8)
+        {
             if let Some(moving) = word.strip_prefix('[') {
                 // [93->-id]: leaving; [77-<-id]: expected.
                 if let Some((slot, _)) = moving.split_once("->-") {

@@ -272,7 +272,8 @@ impl Keeper<'_> {
         step.anew = !owed.complete || step.origin != looked.control.origin || looked.control.epoch == 0;
         let mut counts = Vec::new();
         if !step.anew {
-            let plan = plan(looked.control.mappings.values(), &owed.changes);
+            let mut plan = plan(looked.control.mappings.values(), &owed.changes);
+            plan.drop.values_mut().for_each(|keys| keys.retain(|key| self.node.concerns(looked, key)));
             step.drop = plan.keys(false).cloned().collect();
             step.spare = plan.keys(true).cloned().collect();
             step.renew = plan.renew.iter().cloned().collect();

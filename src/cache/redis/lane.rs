@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 use super::look::{Seen, look, register};
 use super::shared::{Made, Peer, Shared, now_ms};
 use crate::cache::control::{Control, field};
-use crate::cache::slots::Tenure;
+use crate::cache::slots::{self, Slots, Tenure};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -64,6 +64,8 @@ pub(super) struct Live {
     clock: AtomicI64,
     peer: Peer,
     pub(super) set_nx_get: bool,
+    /// The slots that the node of a cluster had at the last look, and which of them names its own keys then.
+    owned: ArcSwapOption<(Slots, Option<u16>)>,
 }
 
 /// What is loaded before a command is sent, and compared when its reply is used.
@@ -91,6 +93,7 @@ impl Live {
             clock: AtomicI64::new(0),
             peer: made.peer.clone(),
             set_nx_get: made.set_nx_get,
+            owned: ArcSwapOption::empty(),
         }
     }
 
@@ -122,6 +125,21 @@ impl Live {
     fn mistrust(&self) {
         self.trust.store(0, Ordering::Release);
         self.known.store(0, Ordering::Release);
+    }
+
+    /// Whether the node of a cluster has come to have other keys of its own: others may use those already.
+    fn is_another_member(&self, shared: &Shared, seen: &Seen) -> bool {
+        let (Some(member), Some(now)) = (&shared.member, &seen.holdings) else { return false };
+        let before = self.owned.load();
+        if before.as_deref().is_none_or(|(owned, _)| *owned != now.owned) {
+            let elected = slots::elect(&now.owned);
+            self.owned.store(Some(Arc::new((now.owned.clone(), elected))));
+        }
+        let strange = self.owned.load().as_deref().is_none_or(|(_, elected)| *elected != Some(member.elected));
+        if let Some(cluster) = shared.cluster().filter(|_| strange) {
+            cluster.look_again();
+        }
+        strange
     }
 
     /// Who answers here.
@@ -325,8 +343,13 @@ async fn turn(shared: &Shared, live: &Live) -> anyhow::Result<()> {
             live.trust.store(0, Ordering::Release);
             continue;
         }
+        let strange = live.is_another_member(shared, &seen);
         live.learn(shared, seen);
-        shared.deliver(&mut conn).await?;
+        if strange {
+            live.mistrust();
+        }
+        let control = live.control.load_full();
+        shared.deliver(&mut conn, &control).await?;
         return Ok(());
     }
     anyhow::bail!("the control key {} does not stay in the cache", shared.control_key)

@@ -29,6 +29,7 @@ use self::local::{Caught, Local};
 pub use self::node::RedisNode;
 use self::sentinel::Sentinels;
 use self::shared::{Shared, now_ms};
+use self::unlink::NotHere;
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
@@ -287,13 +288,16 @@ impl RedisCache {
             self.ask_all(live, &load).await?;
             replies = self.ask_all(live, pipe).await?;
         }
-        match replies.iter().find_map(|reply| match reply {
-            Value::ServerError(error) => Some(error.code()),
-            _ => None,
-        }) {
-            Some(code) => Err(self.refused(code)),
-            None => Ok(replies),
+        for reply in &replies {
+            if let Value::ServerError(error) = reply {
+                match self.refused(error.code()) {
+                    // That is about one key alone.
+                    CacheError::Elsewhere => {}
+                    refused => return Err(refused),
+                }
+            }
         }
+        Ok(replies)
     }
 
     fn failed(&self, error: &redis::RedisError) -> CacheError {
@@ -314,13 +318,27 @@ impl RedisCache {
         if matches!(code, "READONLY" | "LOADING" | "MASTERDOWN") {
             self.lane.wake.notify_one();
         }
-        if matches!(code, "MOVED" | "ASK") {
-            if let Some(cluster) = self.shared.cluster() {
-                cluster.look_again();
+        match code {
+            "MOVED" => {
+                if let Some(cluster) = self.shared.cluster() {
+                    cluster.look_again();
+                }
+                return CacheError::Elsewhere;
             }
-            return CacheError::Elsewhere;
+            "ASK" => return CacheError::Elsewhere,
+            _ => {}
         }
         CacheError::Refused
+    }
+
+    /// What became of keys that were to be dropped.
+    fn told(&self, live: &Live, outcome: redis::RedisResult<NotHere<'_>>) -> Result<(), CacheError> {
+        match outcome {
+            Ok(not_here) if not_here.is_harmless(&live.control.load()) => Ok(()),
+            Ok(not_here) if not_here.moved.is_empty() => Err(CacheError::Elsewhere),
+            Ok(_) => Err(self.refused("MOVED")),
+            Err(error) => Err(self.failed(&error)),
+        }
     }
 
     /// What an entry must carry to be of use; `None`: nothing here is, since the key may have been another node's.
@@ -341,6 +359,8 @@ impl RedisCache {
         let value = match value {
             Value::Nil => return Ok(Lookup::Absent),
             Value::BulkString(bytes) => Bytes::from(bytes),
+            // One key that has left leaves the others of a batch alone.
+            Value::ServerError(error) if matches!(error.code(), "MOVED" | "ASK") => return Ok(Lookup::Absent),
             _ => return Err(CacheError::Refused),
         };
         Ok(match (entry::decode(place.key, &value, live.cache_now()), groups) {
@@ -389,6 +409,56 @@ impl RedisCache {
         replies.chunks(2).map(|pair| pair.last().and_then(number).ok_or(CacheError::Refused)).collect()
     }
 
+    /// Leases on entries that are this server's to keep.
+    async fn lease_here(
+        &self,
+        live: &Live,
+        places: &[Place<'_>],
+        groups: &[u64],
+        lock: Duration,
+        verified: bool,
+    ) -> Result<Vec<Lease>, CacheError> {
+        if !live.set_nx_get {
+            return self.lease_by_script(live, places, groups, lock, verified).await;
+        }
+        let mut pipe = Pipeline::with_capacity(places.len());
+        let mut tickets = Vec::with_capacity(places.len());
+        for place in places {
+            let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
+            let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
+            pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
+            tickets.push(ticket);
+        }
+        let mut leases = Vec::with_capacity(places.len());
+        let mut unsettled = Vec::new();
+        let replies = self.ask_all(live, &pipe).await?;
+        for (index, ((place, ticket), reply)) in places.iter().zip(tickets).zip(replies).enumerate() {
+            leases.push(match reply {
+                Value::Nil => Lease::Fill { ticket, stale: None },
+                Value::ServerError(error) => match self.refused(error.code()) {
+                    CacheError::Elsewhere => Lease::Past,
+                    refused => return Err(refused),
+                },
+                found => match Self::judge(live, place, Some(groups), found, verified)? {
+                    Lookup::Fresh(entry) => Lease::Hit(entry),
+                    Lookup::Pending => Lease::Wait { stale: None },
+                    Lookup::Soft(_) | Lookup::Absent => {
+                        unsettled.push(index);
+                        Lease::Past
+                    }
+                },
+            });
+        }
+        if !unsettled.is_empty() {
+            let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
+            let settled = self.lease_by_script(live, &places, groups, lock, verified).await?;
+            for (index, lease) in unsettled.into_iter().zip(settled) {
+                leases[index] = lease;
+            }
+        }
+        Ok(leases)
+    }
+
     /// The leases that a plain `SET NX GET` does not settle, by script, each with a fence of its own.
     async fn lease_by_script(
         &self,
@@ -401,7 +471,7 @@ impl RedisCache {
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
         for place in places {
-            let ticket = Self::ticket(live, place, groups)?;
+            let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock)));
             tickets.push(ticket);
@@ -415,16 +485,21 @@ impl RedisCache {
             .collect()
     }
 
-    fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Ticket, CacheError> {
+    /// `None`: nothing may be filled here.
+    fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Option<Ticket>, CacheError> {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
-        let tag = Self::tag(live, place, groups).ok_or(CacheError::Elsewhere)?;
-        Ok(Ticket { fence, tag, connection: live.number })
+        Ok(Self::tag(live, place, groups).map(|tag| Ticket { fence, tag, connection: live.number }))
     }
 }
 
 /// Reads the answer of the lease script.
 fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64, verified: bool) -> Result<Lease, CacheError> {
-    let Value::Array(parts) = reply else { return Err(CacheError::Refused) };
+    let parts = match reply {
+        Value::Array(parts) => parts,
+        // It has left: the others were told apart already.
+        Value::ServerError(_) => return Ok(Lease::Past),
+        _ => return Err(CacheError::Refused),
+    };
     let mut parts = parts.into_iter();
     let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
     let held = match parts.next() {
@@ -511,41 +586,12 @@ impl Cache for RedisCache {
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
         let groups = self.groups(&live, first).await?;
-        if !live.set_nx_get {
-            let leases = self.lease_by_script(&live, places, &groups, lock, verified).await?;
-            return self.still(leases, deadlines, first);
-        }
-        let mut pipe = Pipeline::with_capacity(places.len());
-        let mut tickets = Vec::with_capacity(places.len());
-        for place in places {
-            let ticket = Self::ticket(&live, place, &groups)?;
-            let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
-            pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
-            tickets.push(ticket);
-        }
-        let mut leases = Vec::with_capacity(places.len());
-        let mut unsettled = Vec::new();
-        let replies = self.ask_all(&live, &pipe).await?;
-        for (index, ((place, ticket), reply)) in places.iter().zip(tickets).zip(replies).enumerate() {
-            leases.push(match reply {
-                Value::Nil => Lease::Fill { ticket, stale: None },
-                Value::ServerError(error) => return Err(self.refused(error.code())),
-                found => match Self::judge(&live, place, Some(&groups), found, verified)? {
-                    Lookup::Fresh(entry) => Lease::Hit(entry),
-                    Lookup::Pending => Lease::Wait { stale: None },
-                    Lookup::Soft(_) | Lookup::Absent => {
-                        unsettled.push(index);
-                        Lease::Past
-                    }
-                },
-            });
-        }
-        if !unsettled.is_empty() {
-            let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(&live, &places, &groups, lock, verified).await?;
-            for (index, lease) in unsettled.into_iter().zip(settled) {
-                leases[index] = lease;
-            }
+        let control = live.control.load_full();
+        let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
+            places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
+        let mut leases = vec![Lease::Past; places.len()];
+        for (index, lease) in indices.into_iter().zip(self.lease_here(&live, &here, &groups, lock, verified).await?) {
+            leases[index] = lease;
         }
         self.still(leases, deadlines, first)
     }
@@ -587,6 +633,8 @@ impl Cache for RedisCache {
             Value::BulkString(word) if word == b"gone" => Ok(Filled::Gone),
             // Released.
             Value::Int(_) => Ok(Filled::Fenced),
+            // The fence has left, with the entry.
+            Value::ServerError(_) => Ok(Filled::Gone),
             _ => Err(CacheError::Refused),
         };
         let verdicts = replies.into_iter().map(read).collect();
@@ -632,17 +680,16 @@ impl Cache for RedisCache {
         for key in keys {
             pipe.add_command(self.shared.scripts.hold(key, &entry::reserved(key, &[owner]), millis(time)));
         }
-        self.scripts(&live, &pipe).await.map(drop)
+        let replies = self.scripts(&live, &pipe).await?;
+        let elsewhere = replies.iter().any(|reply| matches!(reply, Value::ServerError(_)));
+        if elsewhere { Err(CacheError::Elsewhere) } else { Ok(()) }
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
         let outcome = async {
             let live = self.live().await?;
             let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
-            unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner)
-                .await
-                .map(drop)
-                .map_err(|error| self.failed(&error))
+            self.told(&live, unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await)
         };
         let outcome = outcome.await;
         if outcome.is_err() {

@@ -118,22 +118,18 @@ impl Node for RedisNode {
         } else {
             serde_json::to_string(&step.drop).unwrap_or_else(|_| "*".to_owned())
         };
-        // What other nodes hold is told to them by rounds of theirs.
-        let here = |key: &&String| {
-            looked.holdings.as_ref().is_none_or(|now| {
-                shared_by_many(&shared.key_prefix, key).is_some() || now.owned.contains(slots::slot(key))
-            })
-        };
-        let drop: Vec<&String> = step.drop.iter().filter(here).collect();
-        let spare: Vec<&String> = step.spare.iter().filter(here).collect();
+        let (drop, spare) = (&step.drop, &step.spare);
         let verdict: String = self
             .over(&mut open, async |conn, _| {
-                let mut left = unlink::unlink(shared, conn, &drop).await?;
-                left.extend(unlink::spare(shared, conn, &spare, &[]).await?);
-                // A slot that began to leave after the look: the next one will know.
+                // A slot that left or began to after the look: the next one will know.
                 let known =
-                    |key: &str| looked.holdings.as_ref().is_some_and(|now| now.leaving.contains(slots::slot(key)));
-                anyhow::ensure!(left.into_iter().all(known), "keys have left since the look");
+                    |key: &&str| looked.holdings.as_ref().is_some_and(|now| now.leaving.contains(slots::slot(key)));
+                for not_here in
+                    [unlink::unlink(shared, conn, drop).await?, unlink::spare(shared, conn, spare, &[]).await?]
+                {
+                    let as_seen = not_here.moved.is_empty() && not_here.left.iter().all(known);
+                    anyhow::ensure!(as_seen, "keys have left since the look");
+                }
                 // Less than what may be lost by rounding and drift.
                 let elapsed = now_ms().saturating_sub(looked.seen).saturating_sub(DRIFT);
                 let script = shared.scripts.round(
@@ -153,6 +149,13 @@ impl Node for RedisNode {
             })
             .await?;
         Ok(verdict == "moved")
+    }
+
+    fn concerns(&self, looked: &Looked, key: &str) -> bool {
+        // What other nodes hold is told to them by rounds of theirs.
+        looked.holdings.as_ref().is_none_or(|now| {
+            shared_by_many(&self.shared.key_prefix, key).is_some() || now.owned.contains(slots::slot(key))
+        })
     }
 
     fn database_answers(&self, yes: bool) {

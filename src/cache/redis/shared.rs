@@ -1,7 +1,7 @@
 //! What all connections of a process to one Redis have in common: how they are made, and what the process owes.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -22,12 +22,12 @@ use super::cluster::Cluster;
 use super::script::Scripts;
 use super::sentinel::{self, Address, Sentinels};
 use super::{rights, trouble, unlink};
-use crate::cache::control::field;
+use crate::cache::control::{Control, field};
 use crate::catalog::Mapping;
 use crate::config;
 
 /// Past this many owed invalidations, the whole node is invalidated instead.
-const OWED_MAX: usize = 10_000;
+pub(super) const OWED_MAX: usize = 10_000;
 
 /// After a round that the database did not answer, for how long that is taken to be so, in milliseconds. Rounds go on
 /// meanwhile and renew it.
@@ -65,8 +65,8 @@ pub(super) struct Shared {
     pub(super) look_now: Notify,
     /// What must be registered before anything is used here, by fingerprint.
     pub(super) mappings: ArcSwap<HashMap<String, Mapping>>,
-    /// Until then the database is taken not to answer.
-    away: AtomicU64,
+    /// Until then the database is taken not to answer. All nodes of a cluster are told by whichever found out.
+    away: Arc<AtomicU64>,
     owed: Mutex<Owed>,
     delivering: tokio::sync::Mutex<()>,
     /// Why the last attempt to connect failed.
@@ -106,9 +106,13 @@ pub(super) struct Made {
 
 /// What tells a node of a cluster from a server of its own.
 pub(super) struct Member {
-    /// The hash tag of the node's own keys: the control key, the stream, and its copies of generations that others share.
-    tag: String,
-    cluster: Weak<Cluster>,
+    /// The slot whose hash tag names the node's own keys: the control key, the stream, and its copies of generations that
+    /// others share.
+    pub(super) elected: u16,
+    pub(super) tag: String,
+    pub(super) cluster: Weak<Cluster>,
+    /// Until when the database is taken not to answer.
+    pub(super) away: Arc<AtomicU64>,
 }
 
 /// How the servers of a configuration are connected to.
@@ -175,16 +179,15 @@ impl Shared {
         Self::build(config, max_staleness, door, address, sentinels, None)
     }
 
-    /// A node of a cluster, with a hash tag of a slot that it holds.
+    /// A node of a cluster.
     pub(super) fn of_cluster(
         config: &config::Cache,
         max_staleness: Option<Duration>,
         door: Door,
-        tag: String,
-        cluster: Weak<Cluster>,
+        member: Member,
     ) -> anyhow::Result<Self> {
         let address = door.info.addr().to_string();
-        Self::build(config, max_staleness, door, address, None, Some(Member { tag, cluster }))
+        Self::build(config, max_staleness, door, address, None, Some(member))
     }
 
     fn build(
@@ -197,6 +200,7 @@ impl Shared {
     ) -> anyhow::Result<Self> {
         let own = |name: &str| own(&config.key_prefix, member.as_ref(), name);
         let (control_key, stream_key) = (own("cache-aside:control"), own("cache-aside:changes"));
+        let away = member.as_ref().map_or_else(Arc::default, |member| Arc::clone(&member.away));
         Ok(Self {
             pool: ArcSwap::from_pointee((None, pool(door.clone())?)),
             sentinels,
@@ -210,7 +214,7 @@ impl Shared {
             floor: AtomicU64::new(0),
             look_now: Notify::new(),
             mappings: ArcSwap::default(),
-            away: AtomicU64::new(0),
+            away,
             owed: Mutex::new(Owed::default()),
             delivering: tokio::sync::Mutex::default(),
             trouble: Mutex::default(),
@@ -356,7 +360,7 @@ impl Shared {
     }
 
     /// Delivers what is owed. Called after a look, over the connection that it went over.
-    pub(super) async fn deliver(&self, conn: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+    pub(super) async fn deliver(&self, conn: &mut MultiplexedConnection, control: &Control) -> redis::RedisResult<()> {
         if !self.owes() {
             return Ok(());
         }
@@ -375,11 +379,18 @@ impl Shared {
             keys.iter().filter(move |(_, (_, spare))| *spare == held).map(|(key, _)| key).collect::<Vec<_>>()
         };
         let (dropped, spared) = (names(false), names(true));
-        unlink::unlink(self, conn, &dropped).await?;
-        unlink::spare(self, conn, &spared, &[]).await?;
+        let not_here = [unlink::unlink(self, conn, &dropped).await?, unlink::spare(self, conn, &spared, &[]).await?];
+        let mut elsewhere: HashSet<&str> = HashSet::new();
+        for not_here in not_here.iter().filter(|not_here| !not_here.is_harmless(control)) {
+            elsewhere.extend(not_here.moved.iter().chain(&not_here.left));
+        }
         // Only what was sent is forgotten, and only now: whatever came or broke meanwhile is still owed.
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure));
+        owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure) || elsewhere.contains(key.as_str()));
+        if let Some(cluster) = self.cluster().filter(|_| !elsewhere.is_empty()) {
+            // Whoever has them now will owe them.
+            cluster.look_again();
+        }
         if owed.everything == everything {
             owed.everything = 0;
         }

@@ -100,10 +100,10 @@ impl ClusterCache {
     /// The same; at the start there is time for one operation until anybody is known.
     async fn ready(&self) -> Arc<View> {
         let view = self.view();
-        if !view.caches.is_empty() {
+        if !view.caches.is_empty() || *self.cluster.turns().borrow() > 0 {
             return view;
         }
-        self.turned(self.cluster.timeout(), |cluster| !cluster.topology().members.is_empty()).await;
+        self.turned(self.cluster.timeout(), |cluster| *cluster.turns().borrow() > 0).await;
         self.view()
     }
 
@@ -204,33 +204,34 @@ impl ClusterCache {
     async fn tell(&self, keys: &[&str], word: Word) -> Result<(), CacheError> {
         let mut keys = keys.to_vec();
         let spare = matches!(word, Word::InvalidateUnlessHeld(_));
-        let mut again = true;
+        let (mut failed, mut again) = (Ok(()), true);
         loop {
             let view = self.ready().await;
             let mut parts: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-            let mut outcome = Ok(());
             for key in &keys {
                 if self.cluster.everywhere(key) && !view.caches.is_empty() {
                     (0..view.caches.len()).for_each(|place| parts.entry(place).or_default().push(key));
                 } else if let Some(owner) = view.topology.owner(key) {
                     parts.entry(owner).or_default().push(key);
                 } else {
-                    self.cluster.owe(&view.topology, vec![((*key).to_owned(), spare)]);
-                    outcome = Err(CacheError::Disconnected);
+                    self.cluster.owe(&self.cluster.topology(), vec![((*key).to_owned(), spare)]);
+                    failed = Err(CacheError::Disconnected);
                 }
             }
             let told = join_all(parts.iter().map(|(place, some)| word.say(&view.caches[*place], some))).await;
-            let mut moved = Vec::new();
+            let (mut moved, mut late) = (Vec::new(), Ok(()));
             for ((place, some), told) in parts.into_iter().zip(told) {
                 let Err(error) = told else { continue };
                 self.cluster.strand(&view.topology.members[place]);
                 if error == CacheError::Elsewhere {
                     moved.extend(some);
+                    late = Err(error);
+                } else {
+                    failed = Err(error);
                 }
-                outcome = Err(error);
             }
             if moved.is_empty() || !again {
-                return outcome;
+                return failed.and(late);
             }
             (again, keys) = (false, moved);
             let before = &view.topology;

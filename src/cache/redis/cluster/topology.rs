@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use super::super::RedisCache;
 use super::super::sentinel::{Address, addresses};
-use super::super::shared::{Door, Shared, shared_by_many, text};
+use super::super::shared::{Door, Member as Place, OWED_MAX, Shared, shared_by_many, text};
 use crate::cache::slots::{self, Slots};
 use crate::catalog::Mapping;
 use crate::config;
@@ -45,9 +45,11 @@ pub(in crate::cache::redis) struct Cluster {
     /// Connections for questions.
     links: Mutex<HashMap<Address, MultiplexedConnection>>,
     mappings: Mutex<HashMap<String, Mapping>>,
-    /// Invalidations of keys whose slot nobody holds.
-    homeless: Mutex<Vec<(String, bool)>>,
+    /// Invalidations of keys whose slot nobody holds, each with whether a writer may hold it; `None`: of too many.
+    homeless: Mutex<Option<HashMap<String, bool>>>,
     again: Notify,
+    /// Until when the database is taken not to answer.
+    away: Arc<AtomicU64>,
 }
 
 /// Who is there.
@@ -107,8 +109,9 @@ impl Cluster {
             turns: watch::Sender::new(0),
             links: Mutex::default(),
             mappings: Mutex::default(),
-            homeless: Mutex::default(),
+            homeless: Mutex::new(Some(HashMap::new())),
             again: Notify::new(),
+            away: Arc::default(),
         });
         tokio::spawn(Self::watch(Arc::downgrade(&cluster)));
         Ok(cluster)
@@ -164,7 +167,8 @@ impl Cluster {
         }
     }
 
-    /// Asks everybody. Whoever knows of the latest change is believed, unless it was cut off from most of the others.
+    /// Asks everybody but who was cut off from most of the others. Nodes hear of changes one after another: whose word about
+    /// the others fits best what they say of themselves is believed, and among equals who knows of the latest change.
     async fn discover(&self) -> anyhow::Result<Found> {
         let topology = self.topology.load_full();
         let known: Vec<Address> = topology.found.held.keys().chain(&topology.found.others).cloned().collect();
@@ -172,19 +176,20 @@ impl Cluster {
         asked.extend(self.seeds.iter().cloned());
         asked.sort();
         asked.dedup();
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|address, _| asked.contains(address));
         let answers = join_all(asked.iter().map(|address| self.ask_one(address))).await;
         let mut last = anyhow::anyhow!("no node answers");
-        let mut best: Option<(u64, Found)> = None;
-        for answer in answers {
+        let mut said: Vec<(&Address, u64, Found)> = Vec::new();
+        for (address, answer) in asked.iter().zip(answers) {
             match answer {
-                Ok((epoch, found)) if best.as_ref().is_none_or(|(before, _)| *before < epoch) => {
-                    best = Some((epoch, found));
-                }
-                Ok(_) => {}
+                Ok((epoch, found)) => said.push((address, epoch, found)),
                 Err(error) => last = error,
             }
         }
-        best.map(|(_, found)| found).ok_or(last)
+        let agreed =
+            |found: &Found| said.iter().filter(|(who, _, own)| own.held.get(*who) == found.held.get(*who)).count();
+        let best = said.iter().max_by_key(|(_, epoch, found)| (agreed(found), *epoch));
+        best.map(|(.., found)| found.clone()).ok_or(last)
     }
 
     /// What one node knows, and how new that is.
@@ -233,6 +238,8 @@ impl Cluster {
     fn apply(self: &Arc<Self>, found: Found) -> anyhow::Result<()> {
         let before = self.topology.load_full();
         if before.found == found && !before.members.is_empty() {
+            // What failed at a member that had lost the key just then.
+            self.rehome(&before, &before);
             return Ok(());
         }
         let mut members = Vec::new();
@@ -262,8 +269,9 @@ impl Cluster {
     }
 
     fn admit(self: &Arc<Self>, address: &Address, elected: u16, nodes: usize) -> anyhow::Result<Member> {
-        let (door, tag) = (self.door.to(address), slots::tag(elected));
-        let shared = Shared::of_cluster(&self.config, self.max_staleness, door, tag, Arc::downgrade(self))?;
+        let away = Arc::clone(&self.away);
+        let place = Place { elected, tag: slots::tag(elected), cluster: Arc::downgrade(self), away };
+        let shared = Shared::of_cluster(&self.config, self.max_staleness, self.door.to(address), place)?;
         let local = self.tiered.then(|| self.config.local.max_bytes / nodes.max(1));
         Ok(Member {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
@@ -275,7 +283,11 @@ impl Cluster {
 
     /// Hands on what members owe for keys that are not theirs.
     fn rehome(&self, before: &Topology, now: &Topology) {
-        let mut stranded = std::mem::take(&mut *self.homeless.lock().unwrap_or_else(PoisonError::into_inner));
+        let homeless = self.homeless.lock().unwrap_or_else(PoisonError::into_inner).replace(HashMap::new());
+        if homeless.is_none() {
+            now.members.iter().for_each(|member| member.cache.shared().owe_everything());
+        }
+        let mut stranded: Vec<(String, bool)> = homeless.unwrap_or_default().into_iter().collect();
         for member in &before.members {
             let stays = now.has(member.number);
             let mine = |key: &str| {
@@ -311,7 +323,13 @@ impl Cluster {
             } else if let Some(owner) = now.owner(&key) {
                 now.members[owner].cache.shared().owe(&[&key], spare);
             } else {
-                self.homeless.lock().unwrap_or_else(PoisonError::into_inner).push((key, spare));
+                let mut homeless = self.homeless.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(keys) = homeless.as_mut() {
+                    keys.insert(key, spare);
+                }
+                if homeless.as_ref().is_some_and(|keys| keys.len() > OWED_MAX) {
+                    *homeless = None;
+                }
             }
         }
     }
@@ -323,7 +341,7 @@ impl Cluster {
 
     /// Whether invalidations wait for somebody to hold their slot.
     pub(super) fn has_homeless(&self) -> bool {
-        !self.homeless.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.homeless.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(|keys| !keys.is_empty())
     }
 }
 
@@ -347,7 +365,11 @@ fn split(url: &str) -> anyhow::Result<(Vec<Address>, String)> {
 fn read(ranges: &[Vec<Value>], asked: &str) -> Option<Found> {
     let node = |value: &Value| {
         let Value::Array(parts) = value else { return None };
-        let host = parts.first().and_then(text).filter(|host| !host.is_empty() && host != "?");
+        let host = match parts.first().and_then(text).filter(|host| !host.is_empty()) {
+            // It prefers a host name and has none: its address is among what else is told of it.
+            Some(host) if host == "?" => Some(beside(parts.get(3)?, "ip")?),
+            host => host,
+        };
         let Some(Value::Int(port)) = parts.get(1) else { return None };
         Some((host.unwrap_or_else(|| asked.to_owned()), u16::try_from(*port).ok()?))
     };
@@ -361,6 +383,18 @@ fn read(ranges: &[Vec<Value>], asked: &str) -> Option<Found> {
     found.others.sort();
     found.others.dedup();
     Some(found)
+}
+
+/// A value beside its name, in a flat list or a map.
+fn beside(list: &Value, name: &str) -> Option<String> {
+    match list {
+        Value::Array(parts) => {
+            parts.chunks(2).find(|pair| text(&pair[0]).as_deref() == Some(name)).map(|pair| &pair[1])
+        }
+        Value::Map(pairs) => pairs.iter().find(|(key, _)| text(key).as_deref() == Some(name)).map(|(_, value)| value),
+        _ => None,
+    }
+    .and_then(text)
 }
 
 #[cfg(test)]
