@@ -4,20 +4,16 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use crate::aside::Aside;
 use crate::cache::AnyCache;
 use crate::catalog::Catalog;
 #[cfg(feature = "rounds")]
-use crate::invalidation::Trouble;
+use crate::invalidation::Troubles;
 use crate::store::AnyStore;
 use crate::telemetry::Throttle;
-
-/// Where no database tells of changes, nothing can keep the cache from being told.
-#[cfg(not(feature = "rounds"))]
-type Trouble = std::convert::Infallible;
 
 /// Clones share everything.
 #[derive(Clone, Debug)]
@@ -36,7 +32,8 @@ pub struct Health {
     /// The database's last answer; the error is in words.
     pub database: ArcSwap<Result<(), String>>,
     /// Why the cache can't be kept current, where it can't.
-    pub rounds: Arc<ArcSwapOption<Trouble>>,
+    #[cfg(feature = "rounds")]
+    pub rounds: Arc<Troubles>,
     /// SIGTERM came: no new requests, please.
     pub draining: AtomicBool,
     /// Rings when a table was not as the catalog knows it.
@@ -51,6 +48,7 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             database: ArcSwap::from_pointee(Err("not asked yet".into())),
+            #[cfg(feature = "rounds")]
             rounds: Arc::default(),
             draining: AtomicBool::new(false),
             look_again: Notify::new(),

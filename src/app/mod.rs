@@ -20,7 +20,7 @@ pub use watches::{Watches, serve};
 use crate::cache::AnyCache;
 use crate::cache::memory::MemoryCache;
 #[cfg(feature = "redis")]
-use crate::cache::redis::RedisCache;
+use crate::cache::redis::{RedisCache, cluster::ClusterCache};
 use crate::config::Config;
 #[cfg(feature = "store")]
 use crate::store::AnyStore;
@@ -37,6 +37,10 @@ use crate::store::sqlite::SqliteStore;
 pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
     let (cache, watermark) = (&config.cache, config.watermark());
     Ok(match cache.url.scheme() {
+        #[cfg(feature = "redis")]
+        "redis+cluster" | "rediss+cluster" => AnyCache::Cluster(
+            ClusterCache::new(cache, watermark, config.holds_in_process()).context("cache.url can't be used")?,
+        ),
         "memory" => AnyCache::Memory(MemoryCache::new(cache.local.max_bytes, cache.max_entry, watermark)),
         #[cfg(feature = "redis")]
         "redis" | "rediss" | "valkey" | "valkeys" | "redis+sentinel" => AnyCache::Redis(

@@ -77,29 +77,37 @@ impl Drop for Watches {
 #[cfg(feature = "rounds")]
 /// What keeps the cache current, where somebody is to.
 fn rounds(served: &Served, config: &Config) -> Option<Rounds> {
-    let (max_staleness, node) = (config.watermark()?, served.aside.cache().node()?);
+    let max_staleness = config.watermark()?;
     #[allow(irrefutable_let_patterns, reason = "where it is the only engine")]
     let AnyStore::Postgres(store) = served.aside.store() else { return None };
     let pace = Pace::new(max_staleness);
     let feed = Feed::new(store.clone(), pace.patience);
-    Some(Rounds::new(node, feed, pace, Arc::clone(served.aside.metrics()), Arc::clone(&served.health.rounds)))
+    let (cache, metrics) = (served.aside.cache().clone(), Arc::clone(served.aside.metrics()));
+    Some(Rounds::new(cache, feed, pace, metrics, Arc::clone(&served.health.rounds)))
 }
 
 /// Tells in metrics how far behind the cache may be, and for how long nobody knew.
 async fn watch_staleness(served: Served) {
     const STEP: Duration = Duration::from_millis(100);
     let (cache, metrics) = (served.aside.cache(), served.aside.metrics());
-    let node = cache.address();
-    metrics.untrusted(node, Duration::ZERO);
     let mut before = std::time::Instant::now();
+    let mut known: Vec<String> = Vec::new();
     loop {
         tokio::time::sleep(STEP).await;
         let passed = before.elapsed();
         before = std::time::Instant::now();
-        if cache.health().is_err() {
-            metrics.untrusted(node, passed);
+        let memories = cache.memories();
+        for memory in &memories {
+            let mistrusted = if memory.health.is_err() { passed } else { Duration::ZERO };
+            metrics.untrusted(&memory.address, mistrusted);
+            #[expect(clippy::cast_precision_loss, reason = "milliseconds, shown to people")]
+            let seconds = memory.staleness.map(|milliseconds| milliseconds as f64 / 1000.0);
+            metrics.staleness(&memory.address, seconds);
         }
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds, shown to people")]
-        metrics.staleness(node, cache.staleness().map(|milliseconds| milliseconds as f64 / 1000.0));
+        // A node that has left a cluster is not behind any more.
+        for gone in known.iter().filter(|address| memories.iter().all(|memory| memory.address != **address)) {
+            metrics.staleness(gone, None);
+        }
+        known = memories.into_iter().map(|memory| memory.address).collect();
     }
 }

@@ -14,6 +14,8 @@ pub mod entry;
 pub mod control;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 pub mod node;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
+mod slots;
 
 pub mod memory;
 #[cfg(feature = "redis")]
@@ -24,6 +26,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
 use entry::{Entry, Fence, Held};
 pub use node::{AnyNode, Looked, Node, Step};
@@ -174,6 +177,9 @@ pub enum CacheError {
     /// Connected, but it is not known whether what it holds is current.
     #[error("the cache can't be trusted at the moment")]
     Untrusted,
+    /// Another node of the cluster has it, or may have it.
+    #[error("another node of the cluster has the key")]
+    Elsewhere,
     /// It answered with an error (out of memory, read only, loading), or with nonsense.
     #[error("the cache refused the command")]
     Refused,
@@ -187,6 +193,7 @@ impl CacheError {
             Self::Disconnected => "disconnected",
             Self::TimedOut => "timeout",
             Self::Untrusted => "untrusted",
+            Self::Elsewhere => "elsewhere",
             Self::Refused => "refused",
         }
     }
@@ -249,12 +256,26 @@ pub trait Cache: Send + Sync {
     fn inspect(&self, place: Place<'_>) -> impl Future<Output = Result<Inspection, CacheError>> + Send;
 }
 
+/// How one memory is that a cache consists of.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// What it is called in metrics.
+    pub address: String,
+    /// Whether it can be used now.
+    pub health: Result<(), CacheError>,
+    /// How far behind the database it is at most, in milliseconds; `None` where nobody knows.
+    pub staleness: Option<u64>,
+}
+
 /// The memory of a running service, chosen once from the URL's scheme.
 #[derive(Clone, Debug)]
 pub enum AnyCache {
     /// Redis or Valkey.
     #[cfg(feature = "redis")]
     Redis(redis::RedisCache),
+    /// Redis or Valkey, in a cluster.
+    #[cfg(feature = "redis")]
+    Cluster(redis::cluster::ClusterCache),
     /// In this process.
     Memory(memory::MemoryCache),
 }
@@ -266,6 +287,8 @@ impl AnyCache {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => Self::Redis(cache.attach()),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => Self::Cluster(cache.attach()),
             Self::Memory(cache) => Self::Memory(cache.clone()),
         }
     }
@@ -275,7 +298,7 @@ impl AnyCache {
     pub fn engine(&self) -> &'static str {
         match self {
             #[cfg(feature = "redis")]
-            Self::Redis(_) => "redis",
+            Self::Redis(_) | Self::Cluster(_) => "redis",
             Self::Memory(_) => "memory",
         }
     }
@@ -286,6 +309,8 @@ impl AnyCache {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.connections(),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.connections(),
             Self::Memory(_) => 0,
         }
     }
@@ -296,6 +321,8 @@ impl AnyCache {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.owes(),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.owes(),
             Self::Memory(_) => false,
         }
     }
@@ -309,36 +336,77 @@ impl AnyCache {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.health(),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.health(),
             Self::Memory(cache) => cache.health(),
         }
     }
 
-    /// What brings this memory up to date; `None` where nobody is to.
+    /// What brings the memories that it consists of up to date, each with a number that no other gets; none where nobody is
+    /// to.
     #[must_use]
-    pub fn node(&self) -> Option<AnyNode> {
+    pub fn nodes(&self) -> Vec<(u64, AnyNode)> {
         match self {
             #[cfg(feature = "redis")]
-            Self::Redis(cache) => cache.node().map(|node| AnyNode::Redis(Box::new(node))),
-            Self::Memory(cache) => cache.node().map(AnyNode::Memory),
+            Self::Redis(cache) => cache.node().map(|node| (0, AnyNode::Redis(Box::new(node)))).into_iter().collect(),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => {
+                cache.nodes().into_iter().map(|(number, node)| (number, AnyNode::Redis(Box::new(node)))).collect()
+            }
+            Self::Memory(cache) => cache.node().map(|node| (0, AnyNode::Memory(node))).into_iter().collect(),
         }
     }
 
-    /// What the node is called in metrics.
+    /// Resolves when [`Self::nodes`] may be others than when this was called.
     #[must_use]
-    pub fn address(&self) -> &str {
+    pub fn changed(&self) -> BoxFuture<'_, ()> {
         match self {
             #[cfg(feature = "redis")]
-            Self::Redis(cache) => cache.address(),
-            Self::Memory(_) => "memory",
+            Self::Cluster(cache) => cache.changed(),
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => Box::pin(std::future::pending()),
+            Self::Memory(_) => Box::pin(std::future::pending()),
         }
     }
 
-    /// How far behind the database this memory is at most, in milliseconds; `None` where nobody knows.
+    /// The memories that it consists of.
+    #[must_use]
+    pub fn memories(&self) -> Vec<Memory> {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(cache) => vec![cache.memory()],
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.memories(),
+            Self::Memory(cache) => {
+                vec![Memory { address: "memory".into(), health: cache.health(), staleness: cache.staleness() }]
+            }
+        }
+    }
+
+    /// What each server says of itself, by its address: `INFO` as text, or why there is none in words. Those that were not
+    /// tried yet are waited for, for `patience` at most.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "only servers are asked"))]
+    pub async fn infos(&self, patience: Duration) -> Vec<(String, Result<String, String>)> {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(cache) => vec![(cache.address().to_owned(), cache.info(patience).await)],
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.infos(patience).await,
+            Self::Memory(_) => {
+                _ = patience;
+                Vec::new()
+            }
+        }
+    }
+
+    /// How far behind the database what is here is at most, in milliseconds; `None` where nobody knows.
     #[must_use]
     pub fn staleness(&self) -> Option<u64> {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.staleness(),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.staleness(),
             Self::Memory(cache) => cache.staleness(),
         }
     }
@@ -349,6 +417,8 @@ impl AnyCache {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.connected(patience).await,
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.connected(patience).await,
             // It is here.
             Self::Memory(_) => _ = patience,
         }
@@ -360,6 +430,11 @@ impl AnyCache {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => {
+                cache.declare(mappings);
+                cache.settled(patience).await;
+            }
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => {
                 cache.declare(mappings);
                 cache.settled(patience).await;
             }
@@ -382,6 +457,8 @@ macro_rules! each {
         match $self {
             #[cfg(feature = "redis")]
             AnyCache::Redis($cache) => $call.await,
+            #[cfg(feature = "redis")]
+            AnyCache::Cluster($cache) => $call.await,
             AnyCache::Memory($cache) => $call.await,
         }
     };

@@ -64,6 +64,10 @@ fn judge(config: &Config) -> Result<(), Fault> {
     server(&config.server)?;
     database(&config.database)?;
     cache(&config.cache)?;
+    // What proves that a replica follows this primary is installed with the capture.
+    if config.database.replica_url.is_some() && config.invalidation.mode == InvalidationMode::None {
+        return fault(&["database", "replica_url"], "needs invalidation.mode outbox or wal");
+    }
     if config.invalidation.max_staleness.is_zero() {
         return fault(&["invalidation", "max_staleness"], "must be longer than 0s");
     }
@@ -132,7 +136,12 @@ fn database(database: &Database) -> Result<(), Fault> {
         scheme => fault(&["database", key], unknown_scheme(scheme, "postgres:// or sqlite:")),
     };
     check("url", &database.url)?;
-    database.replica_url.as_ref().map_or(Ok(()), |url| check("replica_url", url))?;
+    if let Some(replica) = &database.replica_url {
+        let postgres = |url: &SecretUrl| matches!(url.scheme(), "postgres" | "postgresql");
+        if !postgres(replica) || !postgres(&database.url) {
+            return fault(&["database", "replica_url"], "is for PostgreSQL alone: both URLs begin with postgres://");
+        }
+    }
     if database.pool_size == 0 {
         return fault(&["database", "pool_size"], "must be at least 1");
     }
@@ -145,14 +154,20 @@ fn database(database: &Database) -> Result<(), Fault> {
 fn cache(cache: &Cache) -> Result<(), Fault> {
     match cache.url.scheme() {
         "redis" | "rediss" | "valkey" | "valkeys" | "redis+sentinel" | "memory" => {}
-        scheme @ ("memcached" | "redis+cluster") => {
+        "redis+cluster" | "rediss+cluster" => {
+            if cache.key_prefix.contains(['{', '}']) {
+                let message = "braces decide which node of a cluster holds a key: leave them out";
+                return fault(&["cache", "key_prefix"], message);
+            }
+        }
+        scheme @ "memcached" => {
             return fault(&["cache", "url"], format!("{scheme}: is not built yet"));
         }
         _ if cache.url.is_empty() => {
             return fault(&["cache", "url"], "is empty; set it, or leave it out for memory:");
         }
         scheme => {
-            let known = "redis://, rediss://, valkey://, valkeys://, redis+sentinel:// or memory:";
+            let known = "redis://, rediss://, valkey://, valkeys://, redis+sentinel://, redis+cluster://, rediss+cluster:// or memory:";
             return fault(&["cache", "url"], unknown_scheme(scheme, known));
         }
     }

@@ -16,4 +16,4 @@ mod rounds;
 
 pub use plan::{Plan, plan};
 #[cfg(feature = "rounds")]
-pub use rounds::{Pace, Rounds, Trouble};
+pub use rounds::{Pace, Rounds, Trouble, Troubles};

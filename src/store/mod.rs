@@ -229,6 +229,17 @@ impl AnyStore {
             Self::Sqlite(store) => store.connections(),
         }
     }
+
+    /// How many loads went to a replica since this was asked last, and why others did not.
+    #[must_use]
+    pub fn replica_reads(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => store.replica_reads().collect(),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(_) => Vec::new(),
+        }
+    }
 }
 
 /// A fingerprint of a database and of which of its lives this is; zero where that is not known.

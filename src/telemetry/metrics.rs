@@ -167,6 +167,8 @@ pub struct Metrics {
     pub store_durations: HistogramVec,
     /// `cache_aside_store_queries_total{resource,operation}`
     pub store_queries: IntCounterVec,
+    /// `cache_aside_replica_reads_total{outcome}`
+    pub replica_reads: IntCounterVec,
     /// `cache_aside_errors_total{component,kind}`
     pub errors: IntCounterVec,
     /// `cache_aside_pool_connections{backend,state}`
@@ -332,6 +334,12 @@ impl Metrics {
                 "cache_aside_store_query_duration_seconds",
                 "Statements of the database, with the wait for a connection",
                 &["resource", "operation"],
+            )?,
+            replica_reads: counters(
+                registry,
+                "cache_aside_replica_reads_total",
+                "Loads that went to the replica, and those that did not because it was behind, unfit or away",
+                &["outcome"],
             )?,
             store_queries: counters(
                 registry,

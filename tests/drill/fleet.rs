@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::app::{App, migrate};
 use crate::faults::Proxy;
 use crate::ledger::{Ledger, Read};
-use crate::servers::{Postgres, Redis};
+use crate::servers::{Kind, Postgres, Redis};
 
 pub const REPLICAS: usize = 3;
 const ROWS: usize = 120;
@@ -28,6 +28,7 @@ pub struct Fleet {
     pub postgres: tokio::sync::Mutex<Postgres>,
     database: String,
     mode: String,
+    pub kind: Kind,
     /// Where outside writers find the database.
     primary: Mutex<u16>,
     /// Writers share it; whoever needs them to stand still has it alone.
@@ -36,11 +37,11 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// `mode`: how the replicas learn of changes.
-    pub async fn start(mode: String) -> Self {
+    /// `mode`: how the replicas learn of changes; `kind`: what the cache is.
+    pub async fn start(mode: String, kind: Kind) -> Self {
         let postgres = Postgres::start_with(&["max_wal_senders=10"]).await;
         // What is persisted lags behind by up to a second: after a crash it comes back with old data.
-        let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "everysec"]).await;
+        let redis = Redis::start_as(kind, &["--appendonly", "yes", "--appendfsync", "everysec"]).await;
         let database = postgres.create_database().await;
         let schema = format!(
             "CREATE TABLE item (id int PRIMARY KEY, kind int, v bigint NOT NULL);
@@ -63,6 +64,7 @@ impl Fleet {
             postgres: tokio::sync::Mutex::new(postgres),
             database: database.name.clone(),
             mode,
+            kind,
             writing: tokio::sync::RwLock::default(),
             ledger: Ledger::new(ROWS),
         };

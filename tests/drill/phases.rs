@@ -131,7 +131,7 @@ async fn failover_of_the_cache(fleet: &Fleet, unit: Duration) {
         let mut redis = fleet.redis.lock().await;
         let link = Proxy::to(here(redis.port())).await;
         let (host, port) = (link.addr().ip().to_string(), link.addr().port().to_string());
-        let next = Redis::start_with(&["--replicaof", &format!("{host} {port}")]).await;
+        let next = Redis::start_as(fleet.kind, &["--replicaof", &format!("{host} {port}")]).await;
         let mut conn = next.client().await;
         loop {
             let info: String = redis::cmd("INFO").arg("replication").query_async(&mut conn).await.expect("it answers");

@@ -249,8 +249,10 @@ pub struct World {
     pub database: Database,
     pub redis_url: String,
     pub prefix: String,
+    /// What else `cache:` has.
+    pub cache_more: String,
     /// Changes are read from the log, not from triggers.
-    decoding: bool,
+    pub decoding: bool,
 }
 
 impl World {
@@ -259,7 +261,8 @@ impl World {
         let database = Postgres::shared().await.create_database().await;
         database.client().await.batch_execute(schema).await.expect("the schema is sound");
         let prefix = format!("t{}-{}:", std::process::id(), PREFIXES.fetch_add(1, Ordering::Relaxed));
-        Self { database, redis_url: Redis::shared().await.url(), prefix, decoding: false }
+        let redis_url = Redis::shared().await.url();
+        Self { database, redis_url, prefix, cache_more: String::new(), decoding: false }
     }
 
     /// The same, for services that decode the log.
@@ -267,13 +270,18 @@ impl World {
         Self { decoding: true, ..Self::new(schema).await }
     }
 
+    /// The same with another cache.
+    pub fn on(self, redis: &Redis) -> Self {
+        Self { redis_url: redis.url(), ..self }
+    }
+
     /// A configuration that uses both; `rest` holds the resources and all else.
     pub fn config(&self, rest: &str) -> String {
         let mut config = String::new();
         let _ = write!(
             config,
-            "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\", key_prefix: \"{}\" }}\n",
-            self.database.url, self.redis_url, self.prefix
+            "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\", key_prefix: \"{}\"{} }}\n",
+            self.database.url, self.redis_url, self.prefix, self.cache_more
         );
         if !rest.contains("access:") {
             config.push_str("access: { write: public, refresh: public, admin: public }\n");

@@ -10,7 +10,7 @@ use cache_aside::cache::{AnyCache, Cache, CacheError, Fill, Filled, Lease, Looku
 use cache_aside::config::{Config, Env};
 
 use crate::app::PATIENCE;
-use crate::servers::Redis;
+use crate::servers::{Kind, Redis};
 
 const LOCK: Duration = Duration::from_secs(30);
 
@@ -73,7 +73,7 @@ async fn until(cache: &AnyCache, key: &str, what: impl Fn(&Lookup) -> bool) {
 }
 
 /// Everything that the heart relies on. `other` is a second handle on the same memory.
-async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
+pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let key = |name: &str| format!("{prefix}{name}");
 
     let filled = key("filled");
@@ -236,7 +236,7 @@ async fn holds(cache: &AnyCache, other: &AnyCache, key: &str) {
     assert_eq!(read(cache, key).await, Lookup::Absent, "what nobody holds goes");
 }
 
-fn config(yaml: &str) -> cache_aside::config::Cache {
+pub fn config(yaml: &str) -> cache_aside::config::Cache {
     let text = format!("database: {{ url: \"sqlite::memory:\" }}\nresources: {{ a: {{}} }}\n{yaml}");
     Config::from_yaml(&text, "test", &Env::default()).expect("it is sound").cache
 }
@@ -265,13 +265,17 @@ async fn memory_is_bounded_in_bytes() {
 }
 
 async fn connected(redis: &Redis, prefix: &str) -> AnyCache {
-    let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s }}", redis.url());
+    reached(&format!("url: \"{}\", key_prefix: \"{prefix}\"", redis.url())).await
+}
+
+async fn reached(cache: &str) -> AnyCache {
+    let yaml = format!("cache: {{ {cache}, timeout: 5s }}");
     let cache = AnyCache::Redis(RedisCache::new(&config(&yaml), None, false).expect("the URL is sound"));
     trusted(&cache).await;
     cache
 }
 
-async fn trusted(cache: &AnyCache) {
+pub async fn trusted(cache: &AnyCache) {
     let started = std::time::Instant::now();
     while cache.health().is_err() {
         assert!(started.elapsed() < PATIENCE, "never connected");
@@ -281,16 +285,29 @@ async fn trusted(cache: &AnyCache) {
 
 #[tokio::test]
 async fn redis_keeps_the_contract() {
-    let redis = Redis::start().await;
-    let cache = connected(&redis, "p:").await;
+    keeps_the_contract(Kind::Redis).await;
+}
+
+pub async fn keeps_the_contract(kind: Kind) {
+    let redis = Redis::start_as(kind, &[]).await;
+    keeps(&format!("url: \"{}\", key_prefix: \"p:\"", redis.url()), "p:").await;
+}
+
+/// The contract for the cache that these lines of `cache:` name.
+pub async fn keeps(lines: &str, prefix: &str) {
+    let cache = reached(lines).await;
     let other = cache.attach();
     trusted(&other).await;
-    contract(&cache, &other, "p:").await;
+    contract(&cache, &other, prefix).await;
 }
 
 #[tokio::test]
 async fn redis_forgets_its_scripts_and_its_data_without_harm() {
-    let redis = Redis::start().await;
+    forgets(Kind::Redis).await;
+}
+
+pub async fn forgets(kind: Kind) {
+    let redis = Redis::start_as(kind, &[]).await;
     let cache = connected(&redis, "p:").await;
     let client = redis::Client::open(redis.url()).expect("the URL is sound");
     let mut beside = client.get_multiplexed_async_connection().await.expect("it answers");
@@ -338,7 +355,11 @@ async fn a_control_key_that_says_nothing_is_made_anew() {
 
 #[tokio::test]
 async fn foreign_bytes_under_a_key_are_absent_and_replaced() {
-    let redis = Redis::start().await;
+    foreign_bytes(Kind::Redis).await;
+}
+
+pub async fn foreign_bytes(kind: Kind) {
+    let redis = Redis::start_as(kind, &[]).await;
     let cache = connected(&redis, "").await;
     let client = redis::Client::open(redis.url()).expect("the URL is sound");
     let mut beside = client.get_multiplexed_async_connection().await.expect("it answers");
@@ -362,7 +383,11 @@ async fn foreign_bytes_under_a_key_are_absent_and_replaced() {
 
 #[tokio::test]
 async fn a_redis_that_is_full_refuses_fills_and_takes_invalidations() {
-    let redis = Redis::start_with(&["--maxmemory", "4mb", "--maxmemory-policy", "noeviction"]).await;
+    full(Kind::Redis).await;
+}
+
+pub async fn full(kind: Kind) {
+    let redis = Redis::start_as(kind, &["--maxmemory", "4mb", "--maxmemory-policy", "noeviction"]).await;
     let cache = connected(&redis, "").await;
     let held = ticket(&cache, "a").await;
     fill(&cache, "a", held, lasting("{}")).await;
@@ -382,4 +407,24 @@ async fn a_redis_that_is_full_refuses_fills_and_takes_invalidations() {
     assert_eq!(cache.fill(&[(place("late"), late, lasting(large))]).await, Err(CacheError::Refused));
     cache.invalidate(&["a"]).await.expect("deleting needs no memory");
     assert_eq!(read(&cache, "a").await, Lookup::Absent);
+}
+
+#[tokio::test]
+async fn a_lease_on_what_is_absent_needs_no_script() {
+    no_script(Kind::Redis).await;
+}
+
+pub async fn no_script(kind: Kind) {
+    let redis = Redis::start_as(kind, &[]).await;
+    let cache = connected(&redis, "").await;
+    let mut beside = redis.client().await;
+    let stats = async |of: &str, conn: &mut redis::aio::MultiplexedConnection| {
+        let info: String = redis::cmd("INFO").arg("commandstats").query_async(conn).await.expect("it answers");
+        let line = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{of}:calls="))).unwrap_or("0");
+        line.split(',').next().and_then(|count| count.parse::<u32>().ok()).expect("a number")
+    };
+    let before = (stats("set", &mut beside).await, stats("evalsha", &mut beside).await);
+    ticket(&cache, "a").await;
+    assert_eq!(stats("set", &mut beside).await, before.0 + 1);
+    assert_eq!(stats("evalsha", &mut beside).await, before.1, "SET NX GET does it alone");
 }

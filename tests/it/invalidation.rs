@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::{App, PATIENCE, World, command};
 use crate::faults::Proxy;
-use crate::servers::{Postgres, Redis};
+use crate::servers::{Kind, Postgres, Redis};
 
 pub const SCHEMA: &str = "
     CREATE TABLE team (id int PRIMARY KEY, name text);
@@ -376,10 +376,14 @@ pub async fn die_or_stop(world: World) {
 
 #[tokio::test]
 async fn a_cache_that_comes_back_with_old_data_is_brought_up_to_date_first() {
+    old_data(Kind::Redis).await;
+}
+
+pub async fn old_data(kind: Kind) {
     let world = World::new(SCHEMA).await;
-    let mut redis = Redis::start_with(&["--save", "3600", "1"]).await;
-    let config = world.config(RESOURCES).replace(&world.redis_url, &redis.url());
-    let app = App::start(&config).await;
+    let mut redis = Redis::start_as(kind, &["--save", "3600", "1"]).await;
+    let world = world.on(&redis);
+    let app = world.app(RESOURCES).await;
     let mut conn = redis.client().await;
     for round in 1..=3 {
         warm(&[&app], &["/api/item/1", "/api/item/2"]).await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::app::{App, PATIENCE, World, command};
 use crate::faults::Proxy;
 use crate::invalidation::{seen, warm};
-use crate::servers::{Postgres, Redis};
+use crate::servers::{Kind, Postgres, Redis};
 
 const SCHEMA: &str =
     "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item SELECT g, 0 FROM generate_series(1, 100) g;";
@@ -73,8 +73,12 @@ async fn hits(app: &App) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cache_that_is_killed_costs_no_answer_and_is_used_again_when_it_is_back() {
+    killed(Kind::Redis).await;
+}
+
+pub async fn killed(kind: Kind) {
     let world = World::new(SCHEMA).await;
-    let mut redis = Redis::start().await;
+    let mut redis = Redis::start_as(kind, &[]).await;
     let app = App::start(&config(&world.database.url, &redis.url())).await;
     app.until("cached", hits).await;
     let load = Load::on(&app);

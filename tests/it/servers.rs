@@ -205,9 +205,39 @@ impl Database {
     }
 }
 
-/// A Redis server that keeps nothing on disk.
+/// Whose program speaks the protocol of Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Redis,
+    Valkey,
+}
+
+impl Kind {
+    fn program(self) -> PathBuf {
+        match self {
+            Self::Redis => {
+                find("redis-server").unwrap_or_else(|| panic!("redis-server not found: apt-get install redis-server"))
+            }
+            Self::Valkey => {
+                let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers/valkey-server");
+                let found = find("valkey-server").or_else(|| Some(ours).filter(|program| program.is_file()));
+                found.unwrap_or_else(|| panic!("valkey-server not found: make servers"))
+            }
+        }
+    }
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::Redis => "redis",
+            Self::Valkey => "valkey",
+        }
+    }
+}
+
+/// A Redis server that keeps nothing on disk, or one that speaks as it does.
 pub struct Redis {
     server: Server,
+    kind: Kind,
 }
 
 impl Redis {
@@ -217,13 +247,25 @@ impl Redis {
 
     /// Starts with further arguments, such as `["--maxmemory", "1mb"]`; they win over ours.
     pub async fn start_with(args: &[&str]) -> Self {
-        let program =
-            find("redis-server").unwrap_or_else(|| panic!("redis-server not found: apt-get install redis-server"));
-        let mut server = Server::new(Engine::Redis, &program, None);
+        Self::start_as(Kind::Redis, args).await
+    }
+
+    /// The same for any kind.
+    pub async fn start_as(kind: Kind, args: &[&str]) -> Self {
+        let mut server = Server::new(Engine::Redis, &kind.program(), None);
         let ours = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
         server.args.extend(ours.iter().chain(args).map(|&arg| arg.to_owned()));
         server.start().await;
-        Self { server }
+        Self { server, kind }
+    }
+
+    /// A server that speaks TLS alone, on its one port.
+    pub async fn start_encrypted(kind: Kind, args: &[&str]) -> Self {
+        let mut server = Server::new(Engine::EncryptedRedis, &kind.program(), None);
+        let ours = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", "0"];
+        server.args.extend(ours.iter().chain(args).map(|&arg| arg.to_owned()));
+        server.start().await;
+        Self { server, kind }
     }
 
     /// The one server of this test process, for tests that keep to their own keys and break nothing.
@@ -235,9 +277,7 @@ impl Redis {
     /// A Sentinel that watches the master at this port, called `main`. It gives a master that says nothing for `patience`
     /// milliseconds up, if `quorum` Sentinels do.
     pub async fn sentinel(master: u16, quorum: u32, patience: u32) -> Self {
-        let program =
-            find("redis-server").unwrap_or_else(|| panic!("redis-server not found: apt-get install redis-server"));
-        let mut server = Server::new(Engine::Redis, &program, None);
+        let mut server = Server::new(Engine::Redis, &Kind::Redis.program(), None);
         let file = server.folder.join("sentinel.conf");
         let text = format!(
             "bind 127.0.0.1\nsentinel monitor main 127.0.0.1 {master} {quorum}\n\
@@ -246,11 +286,11 @@ impl Redis {
         fs::write(&file, text).expect("the configuration can be written");
         server.args.extend([file.display().to_string(), "--sentinel".to_owned()]);
         server.start().await;
-        Self { server }
+        Self { server, kind: Kind::Redis }
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port())
+        format!("{}://127.0.0.1:{}", self.kind.scheme(), self.port())
     }
 
     pub fn port(&self) -> u16 {
@@ -296,6 +336,7 @@ impl Redis {
 enum Engine {
     Postgres,
     Redis,
+    EncryptedRedis,
 }
 
 /// A server process, its port and its folder: what both engines have in common.
@@ -345,6 +386,7 @@ impl Server {
         let port_option = match self.engine {
             Engine::Postgres => "-p",
             Engine::Redis => "--port",
+            Engine::EncryptedRedis => "--tls-port",
         };
         let mut command = server_in(&self.folder, &self.program, self.account);
         command.args(&self.args).arg(port_option).arg(self.port.number.to_string());
@@ -371,6 +413,14 @@ impl Server {
             Engine::Postgres => {
                 let client = connect(&postgres_url(self.port.number, "postgres")).await.map_err(text)?;
                 client.simple_query("SELECT 1").await.map_err(text)?;
+                Ok(())
+            }
+            Engine::EncryptedRedis => {
+                let stream = TcpStream::connect(loopback(self.port.number)).await.map_err(text)?;
+                stream.writable().await.map_err(text)?;
+                stream.try_write(b"PING\r\n").map_err(text)?;
+                stream.readable().await.map_err(text)?;
+                // Whatever it says to that, or if it hangs up: somebody is there.
                 Ok(())
             }
             Engine::Redis => {
@@ -407,7 +457,7 @@ impl Server {
         // To Postgres TERM means to wait until everybody has gone.
         self.signal(match self.engine {
             Engine::Postgres => "kill -s INT",
-            Engine::Redis => "kill -s TERM",
+            Engine::Redis | Engine::EncryptedRedis => "kill -s TERM",
         });
         let deadline = Instant::now() + STOP_DEADLINE;
         while self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {

@@ -8,13 +8,13 @@ use crate::app::App;
 use crate::invalidation::{seen, warm};
 use crate::servers::{Postgres, Redis};
 
-fn openssl(dir: &Path, args: &str) {
+pub fn openssl(dir: &Path, args: &str) {
     let output = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().expect("openssl is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A certificate authority and a certificate of it for this machine.
-fn certificates() -> tempfile::TempDir {
+pub fn certificates() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder can be made");
     let path = dir.path();
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";

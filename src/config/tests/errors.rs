@@ -238,19 +238,17 @@ fn schemes_are_known_unknown_or_not_built_yet() {
     for url in ["postgres://h/d", "postgresql://h/d", "sqlite:file.db", "'sqlite::memory:'"] {
         assert_eq!(database(url), Ok(()));
     }
-    for url in ["redis://h", "rediss://h", "valkey://h", "valkeys://h", "'memory:'"] {
+    for url in ["redis://h", "rediss://h", "valkey://h", "valkeys://h", "'memory:'", "redis+cluster://h,i"] {
         assert_eq!(cache(url), Ok(()));
     }
     for scheme in ["mysql", "mariadb"] {
         let expected = format!("config.yaml:2: database.url: {scheme}: is not built yet");
         assert_eq!(database(&format!("{scheme}://h/d")), Err(expected));
     }
-    for scheme in ["memcached", "redis+cluster"] {
-        assert_eq!(
-            cache(&format!("{scheme}://h")),
-            Err(format!("config.yaml:7: cache.url: {scheme}: is not built yet"))
-        );
-    }
+    assert_eq!(cache("memcached://h"), Err("config.yaml:7: cache.url: memcached: is not built yet".into()));
+    let braces = "redis+cluster://h\n  key_prefix: 'a{b}:'";
+    let expected = "config.yaml:8: cache.key_prefix: braces decide which node of a cluster holds a key: leave them out";
+    assert_eq!(cache(braces), Err(expected.into()));
     let known = "use postgres:// or sqlite:";
     assert_eq!(
         database("oracle://h/d"),
@@ -261,9 +259,17 @@ fn schemes_are_known_unknown_or_not_built_yet() {
         Err("config.yaml:2: database.url: this is no URL; write it with postgres:// or sqlite:".into())
     );
     assert!(cache("http://h").unwrap_err().starts_with("config.yaml:7: cache.url: the scheme \"http\" is not known"));
-    let replica = format!("{}  replica_url: mysql://h\n", &BASE[..BASE.find("resources").unwrap()]);
+    let replica = |more: &str| {
+        let text = format!("{}  replica_url: {more}\n", &BASE[..BASE.find("resources").unwrap()]);
+        parse_with(&format!("{text}resources: {{ users: }}"), &[]).map(drop)
+    };
+    assert_eq!(replica("postgresql://h/d"), Ok(()));
     assert_eq!(
-        parse_with(&format!("{replica}resources: {{ users: }}"), &[]).map(drop),
-        Err("config.yaml:3: database.replica_url: mysql: is not built yet".into())
+        replica("mysql://h"),
+        Err("config.yaml:3: database.replica_url: is for PostgreSQL alone: both URLs begin with postgres://".into())
+    );
+    assert_eq!(
+        replica("postgres://h/d\ninvalidation: { mode: none }"),
+        Err("config.yaml:3: database.replica_url: needs invalidation.mode outbox or wal".into())
     );
 }

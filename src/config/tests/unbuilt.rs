@@ -14,6 +14,4 @@ fn each_setting_without_effect_has_its_sentence() {
     let sentences = with("telemetry: { otlp_endpoint: 'http://c:4318' }\n").unwrap().not_built_yet();
     assert_eq!(sentences.len(), 1, "{sentences:?}");
     assert!(sentences[0].starts_with("telemetry.otlp_endpoint is not built yet"), "{sentences:?}");
-    let replica = super::parse("database: { url: 'sqlite:a', replica_url: 'sqlite:b' }\nresources: { users: }\n");
-    assert!(replica.unwrap().not_built_yet()[0].starts_with("database.replica_url is not built yet"));
 }

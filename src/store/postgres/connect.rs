@@ -35,6 +35,15 @@ pub(super) struct Origin {
 }
 
 impl Origin {
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The timeline of the primary; it stays the same for as long as the server is one.
+    pub(super) fn timeline(&self) -> Option<i32> {
+        i32::from_str_radix(self.text.split(':').nth(1)?, 16).ok()
+    }
+
     /// Whether a connection that was made at `created` may lead elsewhere than those that were made later.
     pub(super) fn is_former(&self, created: Instant) -> bool {
         self.since.is_some_and(|since| created < since)

@@ -4,6 +4,7 @@
 //! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
 //! - `describe` asks the system catalogues what a table is
 //! - `query` runs statements that people wrote
+//! - `replica` reads from a standby, where it provably shows enough
 //! - `sql` writes the statements of a resource
 //! - `wal` fills the outbox from the log, where triggers are not wanted
 //! - `write` runs the transaction of one write, and asks which column a refused value belongs to
@@ -13,6 +14,7 @@ mod connect;
 mod describe;
 mod feed;
 mod query;
+mod replica;
 mod snapshot;
 mod sql;
 mod tls;
@@ -23,14 +25,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::{BufMut, Bytes, BytesMut};
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
 
-use self::connect::Connector;
+use self::connect::{Connector, Origin};
 pub use self::feed::Feed;
+use self::replica::Replica;
 pub use self::wal::Decoder;
 use super::{
     Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
@@ -60,6 +64,8 @@ struct Inner {
     statement_timeout: Duration,
     /// Changes are decoded from the log, not told by triggers.
     decodes: bool,
+    /// A standby that fills may read from.
+    replica: Option<Replica>,
     /// Outside the pool, so that a long queue is not taken for a dead database.
     probe: Mutex<Option<tokio_postgres::Client>>,
 }
@@ -75,6 +81,8 @@ struct Checked<'a> {
     client: Object,
     /// A fingerprint of the database that it leads to.
     origin: u64,
+    /// The same in words.
+    life: Arc<Origin>,
     _permit: SemaphorePermit<'a>,
 }
 
@@ -94,10 +102,12 @@ impl PostgresStore {
         );
         let size = usize::try_from(config.pool_size)?;
         let pool = Pool::builder(manager).max_size(size).build()?;
-        Ok(Self {
+        let replica = Replica::new(config).context("database.replica_url can't be used")?;
+        let store = Self {
             inner: Arc::new(Inner {
                 pool,
                 connector,
+                replica,
                 permits: Semaphore::new(size),
                 waiting: AtomicUsize::new(0),
                 queue: usize::try_from(config.queue)?,
@@ -105,7 +115,11 @@ impl PostgresStore {
                 decodes: mode == config::InvalidationMode::Wal,
                 probe: Mutex::new(None),
             }),
-        })
+        };
+        if store.inner.replica.is_some() {
+            store.inner.connector.runtime().spawn(replica::watch(Arc::downgrade(&store.inner)));
+        }
+        Ok(store)
     }
 
     /// The connections now.
@@ -171,10 +185,25 @@ impl PostgresStore {
             // Loaded once: a later one is not this connection's.
             let origin = inner.connector.origin();
             if !origin.is_former(Object::metrics(&client).created) {
-                return Ok(Checked { client, origin: origin.fingerprint, _permit: permit });
+                return Ok(Checked { client, origin: origin.fingerprint, life: origin, _permit: permit });
             }
             // It may lead to a database that is the primary no more.
             drop(Object::take(client));
+        }
+    }
+
+    /// The rows of one prepared statement for a resource, and which database they are from.
+    async fn read(
+        &self,
+        resource: &Resource,
+        sql: &str,
+        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<(Vec<tokio_postgres::Row>, u64), StoreError> {
+        let there =
+            async |client: &Object, statement: &tokio_postgres::Statement| client.query(statement, params).await;
+        match self.from_replica(resource, sql, there).await? {
+            Some(found) => Ok(found),
+            None => self.query(sql, params).await,
         }
     }
 
@@ -295,7 +324,7 @@ impl Load for PostgresStore {
         if let [key] = keys {
             let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
                 key.parts().iter().map(|part| part as _).collect();
-            let (found, origin) = self.query(&resource.statements.row, &params).await?;
+            let (found, origin) = self.read(resource, &resource.statements.row, &params).await?;
             let row = found.first().map(|row| sql::row(row, key)).transpose().map_err(error)?;
             return Ok(Batch { rows: vec![row], origin });
         }
@@ -303,12 +332,12 @@ impl Load for PostgresStore {
             (0..resource.key.len()).map(|part| keys.iter().map(|key| key.parts()[part].as_str()).collect()).collect();
         let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             columns.iter().map(|column| column as _).collect();
-        let (found, origin) = self.query(&resource.statements.rows, &params).await?;
+        let (found, origin) = self.read(resource, &resource.statements.rows, &params).await?;
         Ok(Batch { rows: sql::in_order(resource, keys, &found).map_err(error)?, origin })
     }
 
     async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
-        let (found, origin) = self.query(&resource.statements.lists[index], &[&value]).await?;
+        let (found, origin) = self.read(resource, &resource.statements.lists[index], &[&value]).await?;
         let limit = resource.lists[index].limit;
         let mut json = BytesMut::from(&b"["[..]);
         for (position, row) in found.iter().take(limit).enumerate() {

@@ -32,6 +32,9 @@ INSERT INTO cache_aside.about (version, horizon) VALUES ({version}, '1:1:') ON C
 -- The slot that fills the outbox where triggers don't.
 ALTER TABLE cache_aside.about ADD COLUMN IF NOT EXISTS slot text;
 
+-- What origin() said last. It is in the log, so a standby that shows it follows this server, in this of its lives.
+ALTER TABLE cache_aside.about ADD COLUMN IF NOT EXISTS origin text;
+
 -- Which tables are captured, and which of their columns come along. The id differs after every installation, so that
 -- nothing that was cached before a gap in the capture is used after it.
 CREATE TABLE IF NOT EXISTS cache_aside.captures (
@@ -76,6 +79,7 @@ DECLARE
   life uuid;
   system text;
   database oid;
+  answer text;
 BEGIN
   IF pg_is_in_recovery() THEN
     RETURN '';
@@ -96,8 +100,16 @@ BEGIN
     INSERT INTO cache_aside.life DEFAULT VALUES ON CONFLICT DO NOTHING;
     SELECT l.id INTO life FROM cache_aside.life l;
   END IF;
-  RETURN system || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':' || database || ':' || life
+  answer := system || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':' || database || ':' || life
     || ':' || extract(epoch FROM pg_postmaster_start_time());
+  IF (SELECT a.origin IS DISTINCT FROM answer FROM cache_aside.about a) THEN
+    BEGIN
+      UPDATE cache_aside.about a SET origin = answer WHERE a.origin IS DISTINCT FROM answer;
+    EXCEPTION WHEN read_only_sql_transaction THEN
+      -- Only standbys are of less use then.
+    END;
+  END IF;
+  RETURN answer;
 END
 $origin$;
 REVOKE ALL ON FUNCTION cache_aside.origin() FROM PUBLIC;
