@@ -50,8 +50,8 @@ async fn main() {
     let demo = include_str!("../src/demo/demo.sql");
     database.client().await.batch_execute(&format!("{demo}{SCALE}")).await.expect("the data is sound");
     let config = format!(
-        "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\" }}\n\
-         access: {{ adhoc_queries: public, refresh: public, admin: public }}\nresources: {{ airline: {{}} }}\n",
+        "database: {{ url: \"{}\", statement_timeout: 30s }}\ncache: {{ url: \"{}\", timeout: 5s }}\n\
+         server: {{ listen: \"127.0.0.1:0\", request_timeout: 60s, drain_delay: 0s }}\naccess: {{ adhoc_queries: public, refresh: public, admin: public }}\nresources: {{ airline: {{}} }}\n",
         database.url,
         redis.url()
     );

@@ -195,11 +195,11 @@ impl Replica {
 /// What the driver or the pool says.
 fn refused(error: &deadpool_postgres::PoolError) -> Why {
     match error {
-        deadpool_postgres::PoolError::Backend(error) => failed(error),
         deadpool_postgres::PoolError::PostCreateHook(HookError::Message(words)) => {
             Why(Outcome::Unfit, words.clone().into_owned())
         }
-        deadpool_postgres::PoolError::PostCreateHook(HookError::Backend(error)) => failed(error),
+        deadpool_postgres::PoolError::Backend(error)
+        | deadpool_postgres::PoolError::PostCreateHook(HookError::Backend(error)) => failed(error),
         other => Why(Outcome::Away, other.to_string()),
     }
 }
@@ -280,7 +280,7 @@ impl PostgresStore {
     /// # Errors
     ///
     /// The primary's, which is asked where it is.
-    pub(super) async fn from_replica<T>(
+    pub(super) async fn at_replica<T>(
         &self,
         resource: &Resource,
         sql: &str,
