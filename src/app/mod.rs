@@ -20,6 +20,7 @@ use crate::aside::{Aside, Limits};
 use crate::cache::AnyCache;
 use crate::cache::memory::MemoryCache;
 use crate::cache::redis::RedisCache;
+use crate::cache::redis::cluster::ClusterCache;
 use crate::catalog::{Catalog, Policy};
 use crate::config::{Config, InvalidationMode};
 use crate::http::{self, Front, Gate, Health, Settings};
@@ -49,6 +50,9 @@ pub struct App {
 pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
     let (cache, watermark) = (&config.cache, config.watermark());
     Ok(match cache.url.scheme() {
+        "redis+cluster" | "rediss+cluster" => AnyCache::Cluster(
+            ClusterCache::new(cache, watermark, config.holds_in_process()).context("cache.url can't be used")?,
+        ),
         "memory" => AnyCache::Memory(MemoryCache::new(cache.local.max_bytes, cache.max_entry, watermark)),
         _ => AnyCache::Redis(
             RedisCache::new(cache, watermark, config.holds_in_process()).context("cache.url can't be used")?,
@@ -184,29 +188,37 @@ impl App {
 
 /// What keeps the cache current, where somebody is to.
 fn rounds(front: &Front, config: &Config) -> Option<Rounds> {
-    let (max_staleness, node) = (config.watermark()?, front.aside.cache().node()?);
+    let max_staleness = config.watermark()?;
     let AnyStore::Postgres(store) = front.aside.store() else { return None };
     let pace = Pace::new(max_staleness);
     let feed = Feed::new(store.clone(), pace.patience);
-    Some(Rounds::new(node, feed, pace, Arc::clone(front.aside.metrics()), Arc::clone(&front.health.rounds)))
+    let (cache, metrics) = (front.aside.cache().clone(), Arc::clone(front.aside.metrics()));
+    Some(Rounds::new(cache, feed, pace, metrics, Arc::clone(&front.health.rounds)))
 }
 
 /// Tells in metrics how far behind the cache may be, and for how long nobody knew.
 async fn watch_staleness(front: Front) {
     const STEP: Duration = Duration::from_millis(100);
     let (cache, metrics) = (front.aside.cache(), front.aside.metrics());
-    let node = cache.address();
-    metrics.untrusted(node, Duration::ZERO);
     let mut before = std::time::Instant::now();
+    let mut known: Vec<String> = Vec::new();
     loop {
         tokio::time::sleep(STEP).await;
         let passed = before.elapsed();
         before = std::time::Instant::now();
-        if cache.health().is_err() {
-            metrics.untrusted(node, passed);
+        let memories = cache.memories();
+        for memory in &memories {
+            let mistrusted = if memory.health.is_err() { passed } else { Duration::ZERO };
+            metrics.untrusted(&memory.address, mistrusted);
+            #[expect(clippy::cast_precision_loss, reason = "milliseconds, shown to people")]
+            let seconds = memory.staleness.map(|milliseconds| milliseconds as f64 / 1000.0);
+            metrics.staleness(&memory.address, seconds);
         }
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds, shown to people")]
-        metrics.staleness(node, cache.staleness().map(|milliseconds| milliseconds as f64 / 1000.0));
+        // A node that has left a cluster is not behind any more.
+        for gone in known.iter().filter(|address| memories.iter().all(|memory| memory.address != **address)) {
+            metrics.staleness(gone, None);
+        }
+        known = memories.into_iter().map(|memory| memory.address).collect();
     }
 }
 

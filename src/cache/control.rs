@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use super::slots::{self, Slots, Tenure};
 use crate::catalog::Mapping;
 
 /// The fields of a control key, as they are spelled.
@@ -17,6 +18,8 @@ pub(super) mod field {
     pub(in crate::cache) const REPLICATION: &str = "replication";
     pub(in crate::cache) const ORIGIN: &str = "origin";
     pub(in crate::cache) const BATCH: &str = "batch";
+    pub(in crate::cache) const HELD: &str = "held";
+    pub(in crate::cache) const LOST: &str = "lost";
 
     /// The field of a resource's generation.
     pub(in crate::cache) fn generation(resource: &str) -> String {
@@ -46,6 +49,8 @@ pub struct Control {
     pub origin: String,
     /// The number of the last batch that invalidated something.
     pub batch: u64,
+    /// Of a cluster's node: which hash slots it holds. Elsewhere there are none, and every key counts.
+    pub tenure: Option<Tenure>,
     /// Who is concerned by which changes, by fingerprint.
     pub mappings: HashMap<String, Mapping>,
     /// Another version of this service caches here in a way that this one can't keep current.
@@ -75,6 +80,21 @@ impl Control {
         (!self.point.is_empty()).then_some(self.point.as_str())
     }
 
+    /// Whether an entry of this key may be used here at all: in a cluster, one of a slot that the node was not known to
+    /// hold at the last round, or that was leaving, may have come from elsewhere since.
+    #[must_use]
+    pub fn holds(&self, key: &str) -> bool {
+        self.tenure.as_ref().is_none_or(|tenure| {
+            let slot = slots::slot(key);
+            tenure.held.contains(slot) && !tenure.lost.contains(slot)
+        })
+    }
+
+    /// Whether an entry of this key that has left would be noticed if it came back.
+    pub(super) fn misses(&self, key: &str) -> bool {
+        self.tenure.as_ref().is_some_and(|tenure| tenure.lost.contains(slots::slot(key)))
+    }
+
     /// Gives a resource a generation.
     pub(super) fn set_generation(&mut self, resource: &str, generation: u64) {
         self.generations.insert(resource.to_owned(), generation);
@@ -83,6 +103,8 @@ impl Control {
     /// Reads the fields of a hash. What can't be read is as good as not there.
     pub(super) fn read(fields: HashMap<String, String>) -> Self {
         let mut control = Self::default();
+        let slots = |name: &str| fields.get(name).and_then(|text| Slots::parse(text));
+        control.tenure = slots(field::HELD).map(|held| Tenure { held, lost: slots(field::LOST).unwrap_or_default() });
         for (name, value) in fields {
             let number = || value.parse().unwrap_or(0);
             match name.as_str() {

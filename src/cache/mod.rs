@@ -12,6 +12,7 @@ pub mod entry;
 
 pub mod control;
 pub mod node;
+mod slots;
 
 pub mod memory;
 pub mod redis;
@@ -21,6 +22,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
 use entry::{Entry, Fence, Held};
 pub use node::{AnyNode, Looked, Node, Step};
@@ -171,6 +173,9 @@ pub enum CacheError {
     /// Connected, but it is not known whether what it holds is current.
     #[error("the cache can't be trusted at the moment")]
     Untrusted,
+    /// Another node of the cluster has it, or may have it.
+    #[error("another node of the cluster has the key")]
+    Elsewhere,
     /// It answered with an error (out of memory, read only, loading), or with nonsense.
     #[error("the cache refused the command")]
     Refused,
@@ -184,6 +189,7 @@ impl CacheError {
             Self::Disconnected => "disconnected",
             Self::TimedOut => "timeout",
             Self::Untrusted => "untrusted",
+            Self::Elsewhere => "elsewhere",
             Self::Refused => "refused",
         }
     }
@@ -246,11 +252,24 @@ pub trait Cache: Send + Sync {
     fn inspect(&self, place: Place<'_>) -> impl Future<Output = Result<Inspection, CacheError>> + Send;
 }
 
+/// How one memory is that a cache consists of.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// What it is called in metrics.
+    pub address: String,
+    /// Whether it can be used now.
+    pub health: Result<(), CacheError>,
+    /// How far behind the database it is at most, in milliseconds; `None` where nobody knows.
+    pub staleness: Option<u64>,
+}
+
 /// The memory of a running service, chosen once from the URL's scheme.
 #[derive(Clone, Debug)]
 pub enum AnyCache {
     /// Redis or Valkey.
     Redis(redis::RedisCache),
+    /// Redis or Valkey, in a cluster.
+    Cluster(redis::cluster::ClusterCache),
     /// In this process.
     Memory(memory::MemoryCache),
 }
@@ -261,6 +280,7 @@ impl AnyCache {
     pub fn attach(&self) -> Self {
         match self {
             Self::Redis(cache) => Self::Redis(cache.attach()),
+            Self::Cluster(cache) => Self::Cluster(cache.attach()),
             Self::Memory(cache) => Self::Memory(cache.clone()),
         }
     }
@@ -269,7 +289,7 @@ impl AnyCache {
     #[must_use]
     pub fn engine(&self) -> &'static str {
         match self {
-            Self::Redis(_) => "redis",
+            Self::Redis(_) | Self::Cluster(_) => "redis",
             Self::Memory(_) => "memory",
         }
     }
@@ -279,6 +299,7 @@ impl AnyCache {
     pub fn connections(&self) -> usize {
         match self {
             Self::Redis(cache) => cache.connections(),
+            Self::Cluster(cache) => cache.connections(),
             Self::Memory(_) => 0,
         }
     }
@@ -288,6 +309,7 @@ impl AnyCache {
     pub fn owes(&self) -> bool {
         match self {
             Self::Redis(cache) => cache.owes(),
+            Self::Cluster(cache) => cache.owes(),
             Self::Memory(_) => false,
         }
     }
@@ -300,41 +322,71 @@ impl AnyCache {
     pub fn health(&self) -> Result<(), CacheError> {
         match self {
             Self::Redis(cache) => cache.health(),
+            Self::Cluster(cache) => cache.health(),
             Self::Memory(cache) => cache.health(),
         }
     }
 
-    /// What brings this memory up to date; `None` where nobody is to.
+    /// What brings the memories that it consists of up to date, each with a number that no other gets; none where nobody is
+    /// to.
     #[must_use]
-    pub fn node(&self) -> Option<AnyNode> {
+    pub fn nodes(&self) -> Vec<(u64, AnyNode)> {
         match self {
-            Self::Redis(cache) => cache.node().map(|node| AnyNode::Redis(Box::new(node))),
-            Self::Memory(cache) => cache.node().map(AnyNode::Memory),
+            Self::Redis(cache) => cache.node().map(|node| (0, AnyNode::Redis(Box::new(node)))).into_iter().collect(),
+            Self::Cluster(cache) => {
+                cache.nodes().into_iter().map(|(number, node)| (number, AnyNode::Redis(Box::new(node)))).collect()
+            }
+            Self::Memory(cache) => cache.node().map(|node| (0, AnyNode::Memory(node))).into_iter().collect(),
         }
     }
 
-    /// What the node is called in metrics.
+    /// Resolves when [`Self::nodes`] may be others than when this was called.
     #[must_use]
-    pub fn address(&self) -> &str {
+    pub fn changed(&self) -> BoxFuture<'_, ()> {
         match self {
-            Self::Redis(cache) => cache.address(),
-            Self::Memory(_) => "memory",
+            Self::Cluster(cache) => cache.changed(),
+            Self::Redis(_) | Self::Memory(_) => Box::pin(std::future::pending()),
         }
     }
 
-    /// How far behind the database this memory is at most, in milliseconds; `None` where nobody knows.
+    /// The memories that it consists of.
+    #[must_use]
+    pub fn memories(&self) -> Vec<Memory> {
+        match self {
+            Self::Redis(cache) => vec![cache.memory()],
+            Self::Cluster(cache) => cache.memories(),
+            Self::Memory(cache) => {
+                vec![Memory { address: "memory".into(), health: cache.health(), staleness: cache.staleness() }]
+            }
+        }
+    }
+
+    /// What each server says of itself, by its address: `INFO` as text, or why there is none in words. Those that were not
+    /// tried yet are waited for, for `patience` at most.
+    pub async fn infos(&self, patience: Duration) -> Vec<(String, Result<String, String>)> {
+        match self {
+            Self::Redis(cache) => vec![(cache.address().to_owned(), cache.info(patience).await)],
+            Self::Cluster(cache) => cache.infos(patience).await,
+            Self::Memory(_) => Vec::new(),
+        }
+    }
+
+    /// How far behind the database what is here is at most, in milliseconds; `None` where nobody knows.
     #[must_use]
     pub fn staleness(&self) -> Option<u64> {
         match self {
             Self::Redis(cache) => cache.staleness(),
+            Self::Cluster(cache) => cache.staleness(),
             Self::Memory(cache) => cache.staleness(),
         }
     }
 
     /// Waits until there is a connection, for `patience` at most.
     pub async fn connected(&self, patience: Duration) {
-        if let Self::Redis(cache) = self {
-            cache.connected(patience).await;
+        match self {
+            Self::Redis(cache) => cache.connected(patience).await,
+            Self::Cluster(cache) => cache.connected(patience).await,
+            Self::Memory(_) => {}
         }
     }
 
@@ -343,6 +395,10 @@ impl AnyCache {
     pub async fn declare(&self, mappings: HashMap<String, Mapping>, patience: Duration) {
         match self {
             Self::Redis(cache) => {
+                cache.declare(mappings);
+                cache.settled(patience).await;
+            }
+            Self::Cluster(cache) => {
                 cache.declare(mappings);
                 cache.settled(patience).await;
             }
@@ -364,6 +420,7 @@ macro_rules! each {
     ($self:ident, $cache:ident => $call:expr) => {
         match $self {
             AnyCache::Redis($cache) => $call.await,
+            AnyCache::Cluster($cache) => $call.await,
             AnyCache::Memory($cache) => $call.await,
         }
     };

@@ -6,6 +6,7 @@ use super::CacheError;
 use super::control::{Control, Ids};
 use super::memory::MemoryNode;
 use super::redis::RedisNode;
+use super::slots::Holdings;
 
 /// What a look found. A round that began with it must end on the same connection.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,8 @@ pub struct Looked {
     pub now: u64,
     /// Which memory it is now; what it was when it last caught up is in the control key.
     pub ids: Ids,
+    /// The hash slots that a node of a cluster has now.
+    pub(super) holdings: Option<Holdings>,
     /// The connection that was looked over.
     pub(super) connection: u64,
     /// When the answer was there, in milliseconds of this process's clock.
@@ -48,6 +51,12 @@ pub trait Node: Send + Sync {
     /// the memory is another one: then the answer is false.
     fn advance(&self, looked: &Looked, step: &Step) -> impl Future<Output = Result<bool, CacheError>> + Send;
 
+    /// Whether this key may be here, as of that look: in a cluster, most are elsewhere.
+    fn concerns(&self, looked: &Looked, key: &str) -> bool {
+        let _ = (looked, key);
+        true
+    }
+
     /// Tells readers whether the database answered: where it does not, what is here is served although nobody knows
     /// how old it is.
     fn database_answers(&self, yes: bool);
@@ -62,6 +71,17 @@ pub enum AnyNode {
     Memory(MemoryNode),
 }
 
+impl AnyNode {
+    /// What it is called.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        match self {
+            Self::Redis(node) => node.address(),
+            Self::Memory(_) => "memory",
+        }
+    }
+}
+
 impl Node for AnyNode {
     async fn look(&self) -> Result<Looked, CacheError> {
         match self {
@@ -74,6 +94,13 @@ impl Node for AnyNode {
         match self {
             Self::Redis(node) => node.advance(looked, step).await,
             Self::Memory(node) => node.advance(looked, step).await,
+        }
+    }
+
+    fn concerns(&self, looked: &Looked, key: &str) -> bool {
+        match self {
+            Self::Redis(node) => node.concerns(looked, key),
+            Self::Memory(node) => node.concerns(looked, key),
         }
     }
 

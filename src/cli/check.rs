@@ -147,25 +147,32 @@ async fn suggest(store: &AnyStore, query: &Resource, name: &str) {
 }
 
 async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
-    let AnyCache::Redis(cache) = open_cache(config)? else {
+    let cache = open_cache(config)?;
+    if let AnyCache::Memory(_) = cache {
         Findings::ok("cache: in this process");
         return Ok(());
-    };
+    }
     // The lane connects by itself; give it the time that a slow network takes.
-    cache.tried(Duration::from_secs(3)).await;
-    let info = match cache.info().await {
-        Ok(info) => info,
-        Err(error) => {
-            let why = cache.trouble().unwrap_or_else(|| error.to_string());
-            findings.error(&format!("cache: {} can't be used: {why}", config.cache.url));
-            return Ok(());
+    let infos = cache.infos(Duration::from_secs(3)).await;
+    if infos.is_empty() {
+        findings.error(&format!("cache: no node of {} answers", config.cache.url));
+    }
+    for (address, info) in infos {
+        match info {
+            Ok(info) => server(&address, &info),
+            Err(why) => findings.error(&format!("cache: {address} can't be used: {why}")),
         }
-    };
+    }
+    Ok(())
+}
+
+/// What a server says of itself.
+fn server(address: &str, info: &str) {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     // Valkey keeps to `redis_version` the version of Redis that it came from.
     let (name, version) =
         field("valkey_version").map_or(("Redis", field("redis_version")), |own| ("Valkey", Some(own)));
-    Findings::ok(&format!("cache: {name} {} answers", version.unwrap_or("of unknown version")));
+    Findings::ok(&format!("cache: {name} {} answers at {address}", version.unwrap_or("of unknown version")));
     match field("maxmemory_policy") {
         Some("noeviction") if field("maxmemory") == Some("0") => Findings::warning(
             "cache: no maxmemory and no eviction: it grows until the machine is full; set maxmemory and maxmemory-policy allkeys-lru",
@@ -176,5 +183,4 @@ async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
         Some(policy) => Findings::ok(&format!("cache: maxmemory-policy {policy}")),
         None => Findings::warning("cache: its eviction policy is not known"),
     }
-    Ok(())
 }

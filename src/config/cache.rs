@@ -12,13 +12,13 @@ use super::{SecretUrl, forms, units};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
-    /// `redis://`, `rediss://`, `valkey://`, `valkeys://`, `redis+sentinel://h1,h2,h3/NAME` or `memory:` (in this
-    /// process alone). Also `CACHE_URL` or
+    /// `redis://`, `rediss://`, `valkey://`, `valkeys://`, `redis+sentinel://h1,h2,h3/NAME`, `redis+cluster://h1,h2,h3`,
+    /// `rediss+cluster://h1,h2,h3` or `memory:` (in this process alone). Also `CACHE_URL` or
     /// `REDIS_URL`, or composed of `CACHE_ENGINE CACHE_HOST CACHE_PORT`. Default `memory:`, where none of these says
     /// otherwise.
     #[schemars(extend("default" = "memory:"))]
     pub url: SecretUrl,
-    /// Stands before every key, for a server that several services share. Default: nothing.
+    /// Stands before every key, for a server that several services share; in a cluster without braces. Default: nothing.
     pub key_prefix: String,
     /// The most that one cache operation may take, more than 0; past it the read goes to the database. Default `100ms`.
     #[serde(with = "units::duration")]

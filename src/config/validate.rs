@@ -126,14 +126,20 @@ fn database(database: &Database) -> Result<(), Fault> {
 fn cache(cache: &Cache) -> Result<(), Fault> {
     match cache.url.scheme() {
         "redis" | "rediss" | "valkey" | "valkeys" | "redis+sentinel" | "memory" => {}
-        scheme @ ("memcached" | "redis+cluster") => {
+        "redis+cluster" | "rediss+cluster" => {
+            if cache.key_prefix.contains(['{', '}']) {
+                let message = "braces decide which node of a cluster holds a key: leave them out";
+                return fault(&["cache", "key_prefix"], message);
+            }
+        }
+        scheme @ "memcached" => {
             return fault(&["cache", "url"], format!("{scheme}: is not built yet"));
         }
         _ if cache.url.is_empty() => {
             return fault(&["cache", "url"], "is empty; set it, or leave it out for memory:");
         }
         scheme => {
-            let known = "redis://, rediss://, valkey://, valkeys://, redis+sentinel:// or memory:";
+            let known = "redis://, rediss://, valkey://, valkeys://, redis+sentinel://, redis+cluster://, rediss+cluster:// or memory:";
             return fault(&["cache", "url"], unknown_scheme(scheme, known));
         }
     }

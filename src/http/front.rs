@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use actix_web::http::Method;
 use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use super::access::Gate;
@@ -15,7 +15,7 @@ use super::problem::Problem;
 use crate::aside::Aside;
 use crate::cache::AnyCache;
 use crate::catalog::{Catalog, Policy, Resource, State};
-use crate::invalidation::Trouble;
+use crate::invalidation::Troubles;
 use crate::store::AnyStore;
 use crate::telemetry::Throttle;
 
@@ -44,7 +44,7 @@ pub struct Health {
     /// The database's last answer; the error is in words.
     pub database: ArcSwap<Result<(), String>>,
     /// Why the cache can't be kept current, where it can't.
-    pub rounds: Arc<ArcSwapOption<Trouble>>,
+    pub rounds: Arc<Troubles>,
     /// SIGTERM came: no new requests, please.
     pub draining: AtomicBool,
     /// Rings when a table was not as the catalog knows it.

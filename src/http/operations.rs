@@ -52,21 +52,28 @@ fn report(front: &Front) -> (bool, String) {
         Err(error) => line(false, true, format_args!("database: {error}")),
     }
     let cache = front.aside.cache();
-    match (cache.health(), cache.staleness()) {
-        (Ok(()), None) => line(true, false, format_args!("cache ({}): answers", cache.engine())),
-        (Ok(()), Some(behind)) => {
-            line(
+    let (engine, memories) = (cache.engine(), cache.memories());
+    if memories.is_empty() {
+        line(false, false, format_args!("cache ({engine}): no node is known; reads go to the database"));
+    }
+    let many = memories.len() > 1;
+    for memory in memories {
+        let address = if many { format!(" {}", memory.address) } else { String::new() };
+        match (memory.health, memory.staleness) {
+            (Ok(()), None) => line(true, false, format_args!("cache ({engine}{address}): answers")),
+            (Ok(()), Some(behind)) => line(
                 true,
                 false,
-                format_args!("cache ({}): answers, {behind} ms behind the database at most", cache.engine()),
-            );
-        }
-        (Err(error), _) => {
-            line(false, false, format_args!("cache ({}): {error}; reads go to the database", cache.engine()));
+                format_args!("cache ({engine}{address}): answers, {behind} ms behind the database at most"),
+            ),
+            (Err(error), _) => {
+                line(false, false, format_args!("cache ({engine}{address}): {error}; reads go to the database"));
+            }
         }
     }
-    if let Some(trouble) = front.health.rounds.load().as_ref() {
-        line(false, false, format_args!("rounds: {trouble}"));
+    for (address, trouble) in front.health.rounds.all() {
+        let address = if many { format!(" of {address}") } else { String::new() };
+        line(false, false, format_args!("rounds{address}: {trouble}"));
     }
     let catalog = front.catalog.load();
     if catalog.all().next().is_none() {

@@ -14,4 +14,4 @@ mod plan;
 mod rounds;
 
 pub use plan::{Plan, plan};
-pub use rounds::{Pace, Rounds, Trouble};
+pub use rounds::{Pace, Rounds, Trouble, Troubles};

@@ -1,13 +1,16 @@
-//! The rounds of one memory, run by this process or watched while another runs them.
+//! The rounds of each memory, run by this process or watched while another runs them.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use futures_util::StreamExt;
+use futures_util::future::{AbortHandle, abortable};
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::plan;
-use crate::cache::{AnyNode, CacheError, Looked, Node, Step};
+use crate::cache::{AnyCache, AnyNode, CacheError, Looked, Node, Step};
 use crate::store::StoreError;
 use crate::store::postgres::Feed;
 use crate::telemetry::Metrics;
@@ -78,133 +81,85 @@ fn is_former(one: &str, other: &str) -> bool {
     }
 }
 
-/// Keeps one memory current.
+/// Why the last round failed, by the memory's address; those of the others went well.
+#[derive(Debug, Default)]
+pub struct Troubles(Mutex<BTreeMap<String, Trouble>>);
+
+impl Troubles {
+    /// All there are.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<String, Trouble> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it was before.
+    fn set(&self, address: &str, trouble: Option<Trouble>) -> Option<Trouble> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            Some(trouble) => all.insert(address.to_owned(), trouble),
+            None => all.remove(address),
+        }
+    }
+}
+
+/// Keeps the memories of a cache current.
 #[derive(Debug)]
 pub struct Rounds {
-    node: AnyNode,
+    cache: AnyCache,
     feed: Feed,
     pace: Pace,
     metrics: Arc<Metrics>,
-    trouble: Arc<ArcSwapOption<Trouble>>,
+    troubles: Arc<Troubles>,
+}
+
+/// Keeps one memory current.
+struct Keeper<'a> {
+    rounds: &'a Rounds,
+    node: AnyNode,
 }
 
 impl Rounds {
-    /// Rounds from `feed` to `node`. `trouble` says why the last one failed, for people.
+    /// Rounds from `feed` to all that `cache` consists of. `troubles` says why the last ones failed, for people.
     #[must_use]
-    pub fn new(
-        node: AnyNode,
-        feed: Feed,
-        pace: Pace,
-        metrics: Arc<Metrics>,
-        trouble: Arc<ArcSwapOption<Trouble>>,
-    ) -> Self {
-        Self { node, feed, pace, metrics, trouble }
+    pub fn new(cache: AnyCache, feed: Feed, pace: Pace, metrics: Arc<Metrics>, troubles: Arc<Troubles>) -> Self {
+        Self { cache, feed, pace, metrics, troubles }
     }
 
     /// Runs for as long as the service does.
     pub async fn run(self) {
-        tokio::join!(self.keep_current(), self.sweep(), self.watch_decoder());
+        tokio::join!(self.keep_all_current(), self.sweep(), self.watch_decoder());
     }
 
-    async fn keep_current(&self) {
-        // When the watermark was taken that this process set last.
-        let mut mine = 0;
-        let mut random = Duration::ZERO;
+    /// One keeper for each memory, for as long as it is one.
+    async fn keep_all_current(&self) {
+        let mut kept: HashMap<u64, (String, AbortHandle)> = HashMap::new();
+        let mut keepers = FuturesUnordered::new();
         loop {
-            match self.turn(&mut mine, random).await {
-                Ok(ran) => {
-                    if let Some(before) = self.trouble.swap(None) {
-                        tracing::info!(after = %before, "the cache is kept up to date again");
-                    }
-                    if !ran {
-                        random = self.pace.step_in.mul_f64(fastrand::f64() / 2.0);
-                    }
-                    tokio::time::sleep(if ran { self.pace.period } else { self.pace.watch }).await;
+            // Before they are looked at: no change is missed.
+            let mut changed = self.cache.changed();
+            let mut nodes: HashMap<u64, AnyNode> = self.cache.nodes().into_iter().collect();
+            kept.retain(|number, (address, keeper)| {
+                let stays = nodes.remove(number).is_some();
+                if !stays {
+                    keeper.abort();
+                    self.troubles.set(address, None);
                 }
-                Err(trouble) => {
-                    let before = self.trouble.swap(Some(Arc::new(trouble.clone())));
-                    if before.is_none_or(|before| *before != trouble) {
-                        tracing::warn!(error = %trouble, "a round failed; trying again");
-                    }
-                    let kind = match &trouble {
-                        Trouble::Newer => "newer",
-                        Trouble::Cache(error) => error.kind(),
-                        Trouble::Store(error) => error.kind(),
-                    };
-                    self.metrics.error("rounds", kind);
-                    tokio::time::sleep(self.pace.watch.mul_f64(0.5 + fastrand::f64())).await;
+                stays
+            });
+            for (number, node) in nodes {
+                let address = node.address().to_owned();
+                let (keeper, handle) = abortable(async move { Keeper { rounds: self, node }.keep_current().await });
+                kept.insert(number, (address, handle));
+                keepers.push(keeper);
+            }
+            loop {
+                tokio::select! {
+                    () = &mut changed => break,
+                    // Only those end that were aborted.
+                    Some(_) = keepers.next() => {}
                 }
             }
         }
-    }
-
-    /// Looks, and runs a round where it is this process's turn; whether it was.
-    async fn turn(&self, mine: &mut u64, random: Duration) -> Result<bool, Trouble> {
-        let looked = self.node.look().await?;
-        let control = &looked.control;
-        let age = Duration::from_millis(looked.now.saturating_sub(control.taken));
-        let changed = control.point.is_empty() || control.ids != looked.ids;
-        // Whoever runs them is connected to a primary that was replaced.
-        let overtaken = is_former(&control.origin, &self.feed.origin());
-        let late = changed || overtaken || control.taken > looked.now || age > self.pace.step_in + random;
-        if *mine != control.taken && !late {
-            return Ok(false);
-        }
-        let began = Instant::now();
-        if self.round(&looked).await? {
-            *mine = looked.now;
-            tracing::trace!(took = ?began.elapsed(), "a round");
-            return Ok(true);
-        }
-        *mine = 0;
-        Ok(false)
-    }
-
-    async fn round(&self, looked: &Looked) -> Result<bool, Trouble> {
-        if looked.control.is_newer {
-            return Err(Trouble::Newer);
-        }
-        // Another configuration's changes may come from the log, though this one's come from triggers.
-        let late = looked.control.mappings.values().any(|mapping| mapping.late);
-        let owed = self.feed.owed(looked.control.since(), late).await;
-        // Only silence is an outage; a "no" (no outbox, no right to it) is a reason to go past the cache.
-        self.node.database_answers(!owed.as_ref().is_err_and(StoreError::is_outage));
-        let owed = owed?;
-        if owed.origin.is_empty() {
-            let words = "it follows another database, and may be behind it".to_owned();
-            self.node.database_answers(false);
-            return Err(StoreError::Unavailable(words).into());
-        }
-        let age = Duration::from_millis(looked.now.saturating_sub(looked.control.taken));
-        if is_former(&owed.origin, &looked.control.origin) && age < FORMER {
-            // A primary that was replaced and does not know it: what is cached is newer than what it says.
-            self.node.database_answers(true);
-            return Err(StoreError::Refused("this database was replaced by one of a later timeline".into()).into());
-        }
-        let mut step = Step { point: owed.point, origin: owed.origin, ..Step::default() };
-        step.anew = !owed.complete || step.origin != looked.control.origin || looked.control.epoch == 0;
-        let mut counts = Vec::new();
-        if !step.anew {
-            let plan = plan(looked.control.mappings.values(), &owed.changes);
-            step.drop = plan.keys(false).cloned().collect();
-            step.spare = plan.keys(true).cloned().collect();
-            step.renew = plan.renew.iter().cloned().collect();
-            counts = plan.drop.into_iter().map(|(resource, keys)| (resource, keys.len() as u64)).collect();
-            counts.extend(plan.renew.into_iter().map(|resource| (resource, 1)));
-        }
-        let moved = self.node.advance(looked, &step).await?;
-        if moved {
-            if step.anew {
-                tracing::info!("what the cache missed is not known: everything in it is absent from now on");
-            }
-            for (resource, entries) in counts {
-                self.metrics.invalidated_by_round(&resource, entries);
-            }
-            for change in &owed.changes {
-                self.metrics.invalidation_lag(change.age);
-            }
-        }
-        Ok(moved)
     }
 
     /// Tells in metrics how far behind the decoder is, where there is one.
@@ -233,6 +188,111 @@ impl Rounds {
                 self.metrics.error("outbox", error.kind());
             }
         }
+    }
+}
+
+impl Keeper<'_> {
+    async fn keep_current(&self) {
+        let Rounds { pace, metrics, troubles, .. } = self.rounds;
+        let cache = self.node.address();
+        // When the watermark was taken that this process set last.
+        let mut mine = 0;
+        let mut random = Duration::ZERO;
+        loop {
+            match self.turn(&mut mine, random).await {
+                Ok(ran) => {
+                    if let Some(before) = troubles.set(cache, None) {
+                        tracing::info!(cache, after = %before, "the cache is kept up to date again");
+                    }
+                    if !ran {
+                        random = pace.step_in.mul_f64(fastrand::f64() / 2.0);
+                    }
+                    tokio::time::sleep(if ran { pace.period } else { pace.watch }).await;
+                }
+                Err(trouble) => {
+                    if troubles.set(cache, Some(trouble.clone())) != Some(trouble.clone()) {
+                        tracing::warn!(cache, error = %trouble, "a round failed; trying again");
+                    }
+                    let kind = match &trouble {
+                        Trouble::Newer => "newer",
+                        Trouble::Cache(error) => error.kind(),
+                        Trouble::Store(error) => error.kind(),
+                    };
+                    metrics.error("rounds", kind);
+                    tokio::time::sleep(pace.watch.mul_f64(0.5 + fastrand::f64())).await;
+                }
+            }
+        }
+    }
+
+    /// Looks, and runs a round where it is this process's turn; whether it was.
+    async fn turn(&self, mine: &mut u64, random: Duration) -> Result<bool, Trouble> {
+        let looked = self.node.look().await?;
+        let control = &looked.control;
+        let age = Duration::from_millis(looked.now.saturating_sub(control.taken));
+        let changed = control.point.is_empty() || control.ids != looked.ids;
+        // Whoever runs them is connected to a primary that was replaced.
+        let overtaken = is_former(&control.origin, &self.rounds.feed.origin());
+        let late = changed || overtaken || control.taken > looked.now || age > self.rounds.pace.step_in + random;
+        if *mine != control.taken && !late {
+            return Ok(false);
+        }
+        let began = Instant::now();
+        if self.round(&looked).await? {
+            *mine = looked.now;
+            tracing::trace!(took = ?began.elapsed(), "a round");
+            return Ok(true);
+        }
+        *mine = 0;
+        Ok(false)
+    }
+
+    async fn round(&self, looked: &Looked) -> Result<bool, Trouble> {
+        if looked.control.is_newer {
+            return Err(Trouble::Newer);
+        }
+        // Another configuration's changes may come from the log, though this one's come from triggers.
+        let late = looked.control.mappings.values().any(|mapping| mapping.late);
+        let owed = self.rounds.feed.owed(looked.control.since(), late).await;
+        // Only silence is an outage; a "no" (no outbox, no right to it) is a reason to go past the cache.
+        self.node.database_answers(!owed.as_ref().is_err_and(StoreError::is_outage));
+        let owed = owed?;
+        if owed.origin.is_empty() {
+            let words = "it follows another database, and may be behind it".to_owned();
+            self.node.database_answers(false);
+            return Err(StoreError::Unavailable(words).into());
+        }
+        let age = Duration::from_millis(looked.now.saturating_sub(looked.control.taken));
+        if is_former(&owed.origin, &looked.control.origin) && age < FORMER {
+            // A primary that was replaced and does not know it: what is cached is newer than what it says.
+            self.node.database_answers(true);
+            return Err(StoreError::Refused("this database was replaced by one of a later timeline".into()).into());
+        }
+        let mut step = Step { point: owed.point, origin: owed.origin, ..Step::default() };
+        step.anew = !owed.complete || step.origin != looked.control.origin || looked.control.epoch == 0;
+        let mut counts = Vec::new();
+        if !step.anew {
+            let mut plan = plan(looked.control.mappings.values(), &owed.changes);
+            plan.drop.values_mut().for_each(|keys| keys.retain(|key| self.node.concerns(looked, key)));
+            step.drop = plan.keys(false).cloned().collect();
+            step.spare = plan.keys(true).cloned().collect();
+            step.renew = plan.renew.iter().cloned().collect();
+            counts = plan.drop.into_iter().map(|(resource, keys)| (resource, keys.len() as u64)).collect();
+            counts.extend(plan.renew.into_iter().map(|resource| (resource, 1)));
+        }
+        let moved = self.node.advance(looked, &step).await?;
+        if moved {
+            if step.anew {
+                tracing::info!("what the cache missed is not known: everything in it is absent from now on");
+            }
+            for (resource, entries) in counts {
+                self.rounds.metrics.invalidated_by_round(&resource, entries);
+            }
+            for change in &owed.changes {
+                self.rounds.metrics.invalidation_lag(change.age);
+            }
+        }
+        Ok(moved)
     }
 }
 

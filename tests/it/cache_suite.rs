@@ -73,7 +73,7 @@ async fn until(cache: &AnyCache, key: &str, what: impl Fn(&Lookup) -> bool) {
 }
 
 /// Everything that the heart relies on. `other` is a second handle on the same memory.
-async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
+pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let key = |name: &str| format!("{prefix}{name}");
 
     let filled = key("filled");
@@ -236,7 +236,7 @@ async fn holds(cache: &AnyCache, other: &AnyCache, key: &str) {
     assert_eq!(read(cache, key).await, Lookup::Absent, "what nobody holds goes");
 }
 
-fn config(yaml: &str) -> cache_aside::config::Cache {
+pub fn config(yaml: &str) -> cache_aside::config::Cache {
     let text = format!("database: {{ url: \"sqlite::memory:\" }}\nresources: {{ a: {{}} }}\n{yaml}");
     Config::from_yaml(&text, "test", &Env::default()).expect("it is sound").cache
 }
@@ -275,7 +275,7 @@ async fn reached(cache: &str) -> AnyCache {
     cache
 }
 
-async fn trusted(cache: &AnyCache) {
+pub async fn trusted(cache: &AnyCache) {
     let started = std::time::Instant::now();
     while cache.health().is_err() {
         assert!(started.elapsed() < PATIENCE, "never connected");

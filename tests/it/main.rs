@@ -11,6 +11,7 @@ mod servers;
 mod access;
 mod cache_suite;
 mod cli;
+mod cluster;
 mod invalidation;
 mod oracle;
 mod outages;

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use super::look::{Seen, look, register};
 use super::shared::{Made, Peer, Shared, now_ms};
 use crate::cache::control::{Control, field};
+use crate::cache::slots::{self, Slots, Tenure};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -63,6 +64,8 @@ pub(super) struct Live {
     clock: AtomicI64,
     peer: Peer,
     pub(super) set_nx_get: bool,
+    /// The slots that the node of a cluster had at the last look, and which of them names its own keys then.
+    owned: ArcSwapOption<(Slots, Option<u16>)>,
 }
 
 /// What is loaded before a command is sent, and compared when its reply is used.
@@ -90,6 +93,7 @@ impl Live {
             clock: AtomicI64::new(0),
             peer: made.peer.clone(),
             set_nx_get: made.set_nx_get,
+            owned: ArcSwapOption::empty(),
         }
     }
 
@@ -123,6 +127,21 @@ impl Live {
         self.known.store(0, Ordering::Release);
     }
 
+    /// Whether the node of a cluster has come to have other keys of its own: others may use those already.
+    fn is_another_member(&self, shared: &Shared, seen: &Seen) -> bool {
+        let (Some(member), Some(now)) = (&shared.member, &seen.holdings) else { return false };
+        let before = self.owned.load();
+        if before.as_deref().is_none_or(|(owned, _)| *owned != now.owned) {
+            let elected = slots::elect(&now.owned);
+            self.owned.store(Some(Arc::new((now.owned.clone(), elected))));
+        }
+        let strange = self.owned.load().as_deref().is_none_or(|(_, elected)| *elected != Some(member.elected));
+        if let Some(cluster) = shared.cluster().filter(|_| strange) {
+            cluster.look_again();
+        }
+        strange
+    }
+
     /// Who answers here.
     pub(super) fn peer(&self) -> &Peer {
         &self.peer
@@ -143,7 +162,8 @@ impl Live {
         let looked = seen.sent + LOOKED;
         let Some(max_staleness) = shared.max_staleness else { return (looked, looked) };
         let control = &seen.control;
-        if control.epoch == 0 || control.point.is_empty() || control.ids != seen.ids {
+        let unknown = seen.holdings.is_some() && control.tenure.is_none();
+        if control.epoch == 0 || control.point.is_empty() || control.ids != seen.ids || unknown {
             // An old dump, or a server that was promoted without all that its master had: the next round finds out.
             self.taken.store(0, Ordering::Relaxed);
             return (0, 0);
@@ -296,13 +316,25 @@ async fn turn(shared: &Shared, live: &Live) -> anyhow::Result<()> {
     // A server that evicts whatever it is given must not keep us here.
     for _ in 0..3 {
         let seen = look(shared, &mut conn, &live.peer).await?;
-        if shared.max_staleness.is_none() && (seen.control.epoch == 0 || seen.control.ids != seen.ids) {
+        let before = seen.control.tenure.as_ref();
+        let next = seen.holdings.as_ref().map(|now| Tenure::next(before, now));
+        let moved = next.as_ref().is_some_and(|next| next.is_none() || next.as_ref() != before);
+        if shared.max_staleness.is_none() && (seen.control.epoch == 0 || seen.control.ids != seen.ids || moved) {
             // New, flushed or evicted: whatever generations it had are forgotten. Another life of the server: it may have
             // come back with what was invalidated. Either way nothing older may count, and the next turn finds the new
             // epoch.
             live.trust.store(0, Ordering::Release);
             let mut renew = redis::cmd("HSET");
-            renew.arg(&shared.control_key).arg(field::EPOCH).arg(fastrand::u64(1..));
+            renew.arg(&shared.control_key);
+            let same = seen.control.epoch != 0 && seen.control.ids == seen.ids;
+            let kept = next.flatten().filter(|_| same);
+            if !same || kept.is_none() {
+                renew.arg(field::EPOCH).arg(fastrand::u64(1..));
+            }
+            if let Some(tenure) = kept.or_else(|| seen.holdings.as_ref().map(Tenure::fresh)) {
+                renew.arg(field::HELD).arg(tenure.held.to_string());
+                renew.arg(field::LOST).arg(tenure.lost.to_string());
+            }
             renew.arg(field::RUN).arg(&seen.ids.run).arg(field::REPLICATION).arg(&seen.ids.replication);
             let () = renew.query_async(&mut conn).await?;
             continue;
@@ -311,8 +343,13 @@ async fn turn(shared: &Shared, live: &Live) -> anyhow::Result<()> {
             live.trust.store(0, Ordering::Release);
             continue;
         }
+        let strange = live.is_another_member(shared, &seen);
         live.learn(shared, seen);
-        shared.deliver(&mut conn).await?;
+        if strange {
+            live.mistrust();
+        }
+        let control = live.control.load_full();
+        shared.deliver(&mut conn, &control).await?;
         return Ok(());
     }
     anyhow::bail!("the control key {} does not stay in the cache", shared.control_key)

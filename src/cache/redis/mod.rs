@@ -3,6 +3,8 @@
 //! Requests share one multiplexed connection per worker (a *lane*) and never check one out: see
 //! `docs/adr/0001-lanes.md`. The pool makes and counts the connections; supervisors hold them.
 
+pub mod cluster;
+
 mod lane;
 mod local;
 mod look;
@@ -12,6 +14,7 @@ mod script;
 mod sentinel;
 mod shared;
 mod trouble;
+mod unlink;
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -26,9 +29,10 @@ use self::local::{Caught, Local};
 pub use self::node::RedisNode;
 use self::sentinel::Sentinels;
 use self::shared::{Shared, now_ms};
+use self::unlink::NotHere;
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
-use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
+use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
 
@@ -63,8 +67,23 @@ impl RedisCache {
         if shared.sentinels.is_some() {
             tokio::spawn(Sentinels::watch(Arc::downgrade(&shared)));
         }
-        let local = (tiered && max_staleness.is_some()).then(|| Local::new(&shared, config.local.max_bytes));
-        Ok(Self { lane: Lane::open(&shared), shared, local })
+        Ok(Self::over(shared, (tiered && max_staleness.is_some()).then_some(config.local.max_bytes)))
+    }
+
+    /// The same for a server that is known, with a tier in this process of so many bytes.
+    fn over(shared: Arc<Shared>, local: Option<usize>) -> Self {
+        let local = local.map(|max_bytes| Local::new(&shared, max_bytes));
+        Self { lane: Lane::open(&shared), shared, local }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory { address: self.address().to_owned(), health: self.health(), staleness: self.staleness() }
     }
 
     /// What brings this memory up to date; `None` where nobody is to.
@@ -76,11 +95,6 @@ impl RedisCache {
     /// Declares what is cached here and which changes concern it. Nothing is used before that is registered.
     pub fn declare(&self, mappings: HashMap<String, Mapping>) {
         self.shared.declare(mappings);
-    }
-
-    /// Waits until this handle's lane has tried to connect, for `patience` at most.
-    pub async fn tried(&self, patience: Duration) {
-        self.lane.turned(patience, |lane| !lane.untried()).await;
     }
 
     /// Waits until this handle's lane has a connection, for `patience` at most.
@@ -105,7 +119,7 @@ impl RedisCache {
         let Some(local) = self.local(place) else { return Err(None) };
         let noted = local.noted();
         let Some(deadlines) = local.deadlines() else { return Err(None) };
-        let found = local.get(place.key, Self::tag(live, place, &[]));
+        let found = Self::tag(live, place, &[]).and_then(|tag| local.get(place.key, tag));
         match found {
             Some(entry) if self.verified(deadlines) == Ok(true) => Ok(entry),
             _ => Err(Some(noted)),
@@ -114,8 +128,10 @@ impl RedisCache {
 
     /// Keeps what was read from the node in the in-process tier.
     fn keep_local(&self, live: &Live, place: &Place<'_>, lookup: &Lookup, noted: Option<Caught>) {
-        if let (Some(local), Lookup::Fresh(entry), Some(noted)) = (self.local(place), lookup, noted) {
-            local.put(place.key, Self::tag(live, place, &[]), entry, place.local_ttl, noted);
+        if let (Some(local), Lookup::Fresh(entry), Some(noted)) = (self.local(place), lookup, noted)
+            && let Some(tag) = Self::tag(live, place, &[])
+        {
+            local.put(place.key, tag, entry, place.local_ttl, noted);
         }
     }
 
@@ -153,23 +169,21 @@ impl RedisCache {
         self.verified(live.deadlines()).map(drop)
     }
 
-    /// What the server said of itself, for `check`: `INFO` as text.
-    ///
-    /// # Errors
-    ///
-    /// [`CacheError`] where it did not answer.
-    pub async fn info(&self) -> Result<String, CacheError> {
-        let live = self.live().await?;
-        match self.ask(&live, redis::cmd("INFO")).await? {
-            Value::BulkString(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
-            Value::VerbatimString { text, .. } | Value::SimpleString(text) => Ok(text),
-            _ => Err(CacheError::Refused),
-        }
+    /// What the server says of itself, for `check`: `INFO` as text, or why there is none in words. A lane that was not tried
+    /// yet is waited for, for `patience` at most.
+    pub(super) async fn info(&self, patience: Duration) -> Result<String, String> {
+        self.lane.turned(patience, |lane| !lane.untried()).await;
+        let asked = async {
+            let live = self.live().await?;
+            let reply = self.ask(&live, redis::cmd("INFO")).await?;
+            shared::text(&reply).ok_or(CacheError::Refused)
+        };
+        asked.await.map_err(|error| self.trouble().unwrap_or_else(|| error.to_string()))
     }
 
     /// Why there is no connection that can be used, in words; `None` where the last attempt succeeded.
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
+    fn trouble(&self) -> Option<String> {
         self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -274,13 +288,16 @@ impl RedisCache {
             self.ask_all(live, &load).await?;
             replies = self.ask_all(live, pipe).await?;
         }
-        match replies.iter().find_map(|reply| match reply {
-            Value::ServerError(error) => Some(error.code()),
-            _ => None,
-        }) {
-            Some(code) => Err(self.refused(code)),
-            None => Ok(replies),
+        for reply in &replies {
+            if let Value::ServerError(error) = reply {
+                match self.refused(error.code()) {
+                    // That is about one key alone.
+                    CacheError::Elsewhere => {}
+                    refused => return Err(refused),
+                }
+            }
         }
+        Ok(replies)
     }
 
     fn failed(&self, error: &redis::RedisError) -> CacheError {
@@ -293,7 +310,7 @@ impl RedisCache {
             return CacheError::Disconnected;
         }
         tracing::debug!(%error, "the cache answered with an error");
-        CacheError::Refused
+        error.code().map_or(CacheError::Refused, |code| self.refused(code))
     }
 
     fn refused(&self, code: &str) -> CacheError {
@@ -301,12 +318,34 @@ impl RedisCache {
         if matches!(code, "READONLY" | "LOADING" | "MASTERDOWN") {
             self.lane.wake.notify_one();
         }
+        match code {
+            "MOVED" => {
+                if let Some(cluster) = self.shared.cluster() {
+                    cluster.look_again();
+                }
+                return CacheError::Elsewhere;
+            }
+            "ASK" => return CacheError::Elsewhere,
+            _ => {}
+        }
         CacheError::Refused
     }
 
-    fn tag(live: &Live, place: &Place<'_>, groups: &[u64]) -> u64 {
+    /// What became of keys that were to be dropped.
+    fn told(&self, live: &Live, outcome: redis::RedisResult<NotHere<'_>>) -> Result<(), CacheError> {
+        match outcome {
+            Ok(not_here) if not_here.is_harmless(&live.control.load()) => Ok(()),
+            Ok(not_here) if not_here.moved.is_empty() => Err(CacheError::Elsewhere),
+            Ok(_) => Err(self.refused("MOVED")),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// What an entry must carry to be of use; `None`: nothing here is, since the key may have been another node's.
+    fn tag(live: &Live, place: &Place<'_>, groups: &[u64]) -> Option<u64> {
         let control = live.control.load();
-        entry::tag(place.shape, control.epoch, control.generation(place.resource), groups)
+        let tag = || entry::tag(place.shape, control.epoch, control.generation(place.resource), groups);
+        control.holds(place.key).then(tag)
     }
 
     /// `groups`: the generations of the groups that the place depends on; `None` where one was lost.
@@ -320,10 +359,12 @@ impl RedisCache {
         let value = match value {
             Value::Nil => return Ok(Lookup::Absent),
             Value::BulkString(bytes) => Bytes::from(bytes),
+            // One key that has left leaves the others of a batch alone.
+            Value::ServerError(error) if matches!(error.code(), "MOVED" | "ASK") => return Ok(Lookup::Absent),
             _ => return Err(CacheError::Refused),
         };
         Ok(match (entry::decode(place.key, &value, live.cache_now()), groups) {
-            (Some(Held::Valid { tag, entry, .. }), Some(groups)) if tag == Self::tag(live, place, groups) => {
+            (Some(Held::Valid { tag, entry, .. }), Some(groups)) if Some(tag) == Self::tag(live, place, groups) => {
                 let entry = Entry { verified, ..entry };
                 if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
             }
@@ -341,8 +382,11 @@ impl RedisCache {
     ) -> Result<Vec<Lookup>, CacheError> {
         let groups = places.first().map_or(&[][..], |place| place.groups);
         let mut pipe = Pipeline::with_capacity(places.len() + groups.len());
-        for key in places.iter().map(|place| place.key).chain(groups.iter().map(String::as_str)) {
-            pipe.cmd("GET").arg(key);
+        for place in places {
+            pipe.cmd("GET").arg(place.key);
+        }
+        for group in groups {
+            pipe.cmd("GET").arg(&*self.shared.spell(group));
         }
         let mut values = self.ask_all(live, &pipe).await?;
         let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
@@ -358,10 +402,61 @@ impl RedisCache {
         }
         let mut pipe = Pipeline::with_capacity(place.groups.len() * 2);
         for group in place.groups {
+            let group = &*self.shared.spell(group);
             pipe.cmd("SET").arg(group).arg(fastrand::u64(1..)).arg("NX").cmd("GET").arg(group);
         }
         let replies = self.ask_all(live, &pipe).await?;
         replies.chunks(2).map(|pair| pair.last().and_then(number).ok_or(CacheError::Refused)).collect()
+    }
+
+    /// Leases on entries that are this server's to keep.
+    async fn lease_here(
+        &self,
+        live: &Live,
+        places: &[Place<'_>],
+        groups: &[u64],
+        lock: Duration,
+        verified: bool,
+    ) -> Result<Vec<Lease>, CacheError> {
+        if !live.set_nx_get {
+            return self.lease_by_script(live, places, groups, lock, verified).await;
+        }
+        let mut pipe = Pipeline::with_capacity(places.len());
+        let mut tickets = Vec::with_capacity(places.len());
+        for place in places {
+            let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
+            let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
+            pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
+            tickets.push(ticket);
+        }
+        let mut leases = Vec::with_capacity(places.len());
+        let mut unsettled = Vec::new();
+        let replies = self.ask_all(live, &pipe).await?;
+        for (index, ((place, ticket), reply)) in places.iter().zip(tickets).zip(replies).enumerate() {
+            leases.push(match reply {
+                Value::Nil => Lease::Fill { ticket, stale: None },
+                Value::ServerError(error) => match self.refused(error.code()) {
+                    CacheError::Elsewhere => Lease::Past,
+                    refused => return Err(refused),
+                },
+                found => match Self::judge(live, place, Some(groups), found, verified)? {
+                    Lookup::Fresh(entry) => Lease::Hit(entry),
+                    Lookup::Pending => Lease::Wait { stale: None },
+                    Lookup::Soft(_) | Lookup::Absent => {
+                        unsettled.push(index);
+                        Lease::Past
+                    }
+                },
+            });
+        }
+        if !unsettled.is_empty() {
+            let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
+            let settled = self.lease_by_script(live, &places, groups, lock, verified).await?;
+            for (index, lease) in unsettled.into_iter().zip(settled) {
+                leases[index] = lease;
+            }
+        }
+        Ok(leases)
     }
 
     /// The leases that a plain `SET NX GET` does not settle, by script, each with a fence of its own.
@@ -376,7 +471,7 @@ impl RedisCache {
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
         for place in places {
-            let ticket = Self::ticket(live, place, groups)?;
+            let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock)));
             tickets.push(ticket);
@@ -390,15 +485,21 @@ impl RedisCache {
             .collect()
     }
 
-    fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Ticket, CacheError> {
+    /// `None`: nothing may be filled here.
+    fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Option<Ticket>, CacheError> {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
-        Ok(Ticket { fence, tag: Self::tag(live, place, groups), connection: live.number })
+        Ok(Self::tag(live, place, groups).map(|tag| Ticket { fence, tag, connection: live.number }))
     }
 }
 
 /// Reads the answer of the lease script.
 fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64, verified: bool) -> Result<Lease, CacheError> {
-    let Value::Array(parts) = reply else { return Err(CacheError::Refused) };
+    let parts = match reply {
+        Value::Array(parts) => parts,
+        // It has left: the others were told apart already.
+        Value::ServerError(_) => return Ok(Lease::Past),
+        _ => return Err(CacheError::Refused),
+    };
     let mut parts = parts.into_iter();
     let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
     let held = match parts.next() {
@@ -485,41 +586,12 @@ impl Cache for RedisCache {
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
         let groups = self.groups(&live, first).await?;
-        if !live.set_nx_get {
-            let leases = self.lease_by_script(&live, places, &groups, lock, verified).await?;
-            return self.still(leases, deadlines, first);
-        }
-        let mut pipe = Pipeline::with_capacity(places.len());
-        let mut tickets = Vec::with_capacity(places.len());
-        for place in places {
-            let ticket = Self::ticket(&live, place, &groups)?;
-            let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
-            pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
-            tickets.push(ticket);
-        }
-        let mut leases = Vec::with_capacity(places.len());
-        let mut unsettled = Vec::new();
-        let replies = self.ask_all(&live, &pipe).await?;
-        for (index, ((place, ticket), reply)) in places.iter().zip(tickets).zip(replies).enumerate() {
-            leases.push(match reply {
-                Value::Nil => Lease::Fill { ticket, stale: None },
-                Value::ServerError(error) => return Err(self.refused(error.code())),
-                found => match Self::judge(&live, place, Some(&groups), found, verified)? {
-                    Lookup::Fresh(entry) => Lease::Hit(entry),
-                    Lookup::Pending => Lease::Wait { stale: None },
-                    Lookup::Soft(_) | Lookup::Absent => {
-                        unsettled.push(index);
-                        Lease::Past
-                    }
-                },
-            });
-        }
-        if !unsettled.is_empty() {
-            let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(&live, &places, &groups, lock, verified).await?;
-            for (index, lease) in unsettled.into_iter().zip(settled) {
-                leases[index] = lease;
-            }
+        let control = live.control.load_full();
+        let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
+            places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
+        let mut leases = vec![Lease::Past; places.len()];
+        for (index, lease) in indices.into_iter().zip(self.lease_here(&live, &here, &groups, lock, verified).await?) {
+            leases[index] = lease;
         }
         self.still(leases, deadlines, first)
     }
@@ -561,6 +633,8 @@ impl Cache for RedisCache {
             Value::BulkString(word) if word == b"gone" => Ok(Filled::Gone),
             // Released.
             Value::Int(_) => Ok(Filled::Fenced),
+            // The fence has left, with the entry.
+            Value::ServerError(_) => Ok(Filled::Gone),
             _ => Err(CacheError::Refused),
         };
         let verdicts = replies.into_iter().map(read).collect();
@@ -583,9 +657,10 @@ impl Cache for RedisCache {
         }
         let outcome = async {
             let live = self.live().await?;
-            let mut cmd = redis::cmd("UNLINK");
-            cmd.arg(keys);
-            self.ask(&live, cmd).await.map(drop)
+            unlink::unlink(&self.shared, &mut live.conn.clone(), keys)
+                .await
+                .map(drop)
+                .map_err(|error| self.failed(&error))
         };
         let outcome = outcome.await;
         if outcome.is_err() {
@@ -605,17 +680,16 @@ impl Cache for RedisCache {
         for key in keys {
             pipe.add_command(self.shared.scripts.hold(key, &entry::reserved(key, &[owner]), millis(time)));
         }
-        self.scripts(&live, &pipe).await.map(drop)
+        let replies = self.scripts(&live, &pipe).await?;
+        let elsewhere = replies.iter().any(|reply| matches!(reply, Value::ServerError(_)));
+        if elsewhere { Err(CacheError::Elsewhere) } else { Ok(()) }
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
         let outcome = async {
             let live = self.live().await?;
-            let mut pipe = Pipeline::with_capacity(keys.len());
-            for key in keys {
-                pipe.add_command(self.shared.scripts.spare(key, owner.as_ref().map_or(&[], |owner| &owner.0)));
-            }
-            self.scripts(&live, &pipe).await.map(drop)
+            let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
+            self.told(&live, unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await)
         };
         let outcome = outcome.await;
         if outcome.is_err() {
@@ -650,8 +724,9 @@ impl Cache for RedisCache {
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {
         let live = self.live().await?;
         let mut pipe = Pipeline::with_capacity(1 + place.groups.len());
-        for key in std::iter::once(place.key).chain(place.groups.iter().map(String::as_str)) {
-            pipe.cmd("GET").arg(key);
+        pipe.cmd("GET").arg(place.key);
+        for group in place.groups {
+            pipe.cmd("GET").arg(&*self.shared.spell(group));
         }
         let mut replies = self.ask_all(&live, &pipe).await?.into_iter();
         let value = replies.next().unwrap_or(Value::Nil);
@@ -661,6 +736,7 @@ impl Cache for RedisCache {
             Value::BulkString(bytes) => entry::decode(place.key, &Bytes::from(bytes), live.cache_now()),
             _ => None,
         };
-        Ok(Inspection::of(held, size, Self::tag(&live, &place, &groups)))
+        // No tag is zero.
+        Ok(Inspection::of(held, size, Self::tag(&live, &place, &groups).unwrap_or(0)))
     }
 }

@@ -4,17 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use deadpool_redis::Connection;
-use redis::Pipeline;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::Mutex;
 
-use super::look;
-use super::shared::{Made, Peer, Shared, now_ms};
+use super::look::{self, Seen};
+use super::shared::{Made, Peer, Shared, now_ms, shared_by_many};
+use super::unlink;
 use crate::cache::control::field;
+use crate::cache::slots::{self, Tenure};
 use crate::cache::{CacheError, Looked, Node, Step};
 
-/// Keys that one command drops.
-const CHUNK: usize = 1_000;
 /// Two clocks that run alike may differ by this much during a round, in milliseconds.
 const DRIFT: u64 = 5;
 /// A batch with more keys is told as "anything".
@@ -41,6 +40,11 @@ impl std::fmt::Debug for RedisNode {
 impl RedisNode {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
         Self { shared: Arc::clone(shared), open: Mutex::default(), connections: AtomicU64::new(0) }
+    }
+
+    /// The server's address.
+    pub(in crate::cache) fn address(&self) -> &str {
+        &self.shared.address
     }
 
     /// Runs something over the connection; one that fails is not used again.
@@ -75,7 +79,8 @@ impl Node for RedisNode {
         let shared = &self.shared;
         let seen = self.over(&mut open, async |conn, peer| look::look(shared, conn, peer).await).await?;
         let connection = open.as_ref().map_or(0, |open| open.number);
-        Ok(Looked { control: seen.control, now: seen.now, ids: seen.ids, connection, seen: now_ms() })
+        let Seen { control, now, ids, holdings, .. } = seen;
+        Ok(Looked { control, now, ids, holdings, connection, seen: now_ms() })
     }
 
     async fn advance(&self, looked: &Looked, step: &Step) -> Result<bool, CacheError> {
@@ -92,13 +97,21 @@ impl Node for RedisNode {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        if step.anew {
+        let mut anew = step.anew;
+        if let Some(now) = &looked.holdings {
+            let kept = Tenure::next(looked.control.tenure.as_ref(), now).filter(|_| !anew);
+            anew |= kept.is_none();
+            let tenure = kept.unwrap_or_else(|| Tenure::fresh(now));
+            fields.push((field::HELD.to_owned(), tenure.held.to_string()));
+            fields.push((field::LOST.to_owned(), tenure.lost.to_string()));
+        }
+        if anew {
             fields.push((field::EPOCH.to_owned(), fastrand::u64(1..).to_string()));
         }
         let renewed = step.renew.iter().map(|resource| (field::generation(resource), fastrand::u64(1..).to_string()));
         fields.extend(renewed);
         // What writers hold is not kept in process.
-        let batch = if step.anew || !step.renew.is_empty() || step.drop.len() > BATCH {
+        let batch = if anew || !step.renew.is_empty() || step.drop.len() > BATCH {
             "*".to_owned()
         } else if step.drop.is_empty() {
             String::new()
@@ -108,15 +121,14 @@ impl Node for RedisNode {
         let (drop, spare) = (&step.drop, &step.spare);
         let verdict: String = self
             .over(&mut open, async |conn, _| {
-                for some in drop.chunks(CHUNK) {
-                    let () = redis::cmd("UNLINK").arg(some).query_async(conn).await?;
-                }
-                for some in spare.chunks(CHUNK) {
-                    let mut pipe = Pipeline::with_capacity(some.len());
-                    for key in some {
-                        pipe.add_command(shared.scripts.spare(key, &[]));
-                    }
-                    let _: Vec<u8> = pipe.query_async(conn).await?;
+                // A slot that left or began to after the look: the next one will know.
+                let known =
+                    |key: &&str| looked.holdings.as_ref().is_some_and(|now| now.leaving.contains(slots::slot(key)));
+                for not_here in
+                    [unlink::unlink(shared, conn, drop).await?, unlink::spare(shared, conn, spare, &[]).await?]
+                {
+                    let as_seen = not_here.moved.is_empty() && not_here.left.iter().all(known);
+                    anyhow::ensure!(as_seen, "keys have left since the look");
                 }
                 // Less than what may be lost by rounding and drift.
                 let elapsed = now_ms().saturating_sub(looked.seen).saturating_sub(DRIFT);
@@ -137,6 +149,13 @@ impl Node for RedisNode {
             })
             .await?;
         Ok(verdict == "moved")
+    }
+
+    fn concerns(&self, looked: &Looked, key: &str) -> bool {
+        // What other nodes hold is told to them by rounds of theirs.
+        looked.holdings.as_ref().is_none_or(|now| {
+            shared_by_many(&self.shared.key_prefix, key).is_some() || now.owned.contains(slots::slot(key))
+        })
     }
 
     fn database_answers(&self, yes: bool) {

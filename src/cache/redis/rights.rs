@@ -35,13 +35,18 @@ const COMMANDS: [&[&str]; 23] = [
     &["EXEC"],
 ];
 
+/// What is sent to a node of a cluster beside that.
+const IN_A_CLUSTER: [&[&str]; 5] =
+    [&["MULTI"], &["CLUSTER", "INFO"], &["CLUSTER", "SLOTS"], &["CLUSTER", "NODES"], &["DISCARD"]];
+
 const KEY: &str = "…";
 
 /// Adds the questions. `key` is one that this process may use and nobody does.
-pub(super) fn ask(pipe: &mut Pipeline, key: &str) {
-    for words in COMMANDS {
+pub(super) fn ask(pipe: &mut Pipeline, key: &str, in_a_cluster: bool) {
+    let more = if in_a_cluster { &IN_A_CLUSTER[..] } else { &[] };
+    for words in COMMANDS.iter().chain(more) {
         let mut cmd = redis::Cmd::new();
-        for word in words {
+        for word in *words {
             cmd.arg(if *word == KEY { key } else { word });
         }
         pipe.add_command(cmd);
@@ -52,13 +57,14 @@ pub(super) fn ask(pipe: &mut Pipeline, key: &str) {
 pub(super) fn missing(replies: &[Value]) -> Option<String> {
     let mut names: Vec<String> = Vec::new();
     let mut said = String::new();
-    for (words, reply) in COMMANDS.iter().zip(replies) {
+    for (words, reply) in COMMANDS.iter().chain(&IN_A_CLUSTER).zip(replies) {
         if let Value::ServerError(error) = reply
             && (error.code() == "NOPERM" || error.details().is_some_and(|details| details.contains("NOPERM")))
         {
-            let name = if words[0] == "SCRIPT" { "SCRIPT LOAD" } else { words[0] };
-            if !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
+            let name =
+                if matches!(words[0], "SCRIPT" | "CLUSTER") { words[..2].join(" ") } else { words[0].to_owned() };
+            if !names.contains(&name) {
+                names.push(name);
             }
             error.details().unwrap_or_default().clone_into(&mut said);
         }

@@ -48,22 +48,27 @@ pub(super) fn split(url: &str) -> anyhow::Result<Option<(Sentinels, String)>> {
         !name.is_empty() && !name.contains(['/', '?']),
         "after the hosts there is the master's name and no more: redis+sentinel://h1,h2,h3/NAME"
     );
-    let hosts = hosts.split(',').map(address).collect::<anyhow::Result<Vec<_>>>()?;
+    let hosts = addresses(hosts, PORT)?;
     let sentinels = Sentinels { name: name.to_owned(), hosts, named: ArcSwapOption::empty() };
     // The host is never asked: it stands for the one that is named.
     Ok(Some((sentinels, format!("redis://{credentials}localhost"))))
 }
 
-fn address(text: &str) -> anyhow::Result<Address> {
+/// Hosts with or without a port, between commas.
+pub(super) fn addresses(hosts: &str, port: u16) -> anyhow::Result<Vec<Address>> {
+    hosts.split(',').map(|host| address(host, port)).collect()
+}
+
+fn address(text: &str, default: u16) -> anyhow::Result<Address> {
     // An IPv6 address stands in brackets.
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => {
             (host, port.parse().with_context(|| format!("{port:?} is no port"))?)
         }
-        _ => (text, PORT),
+        _ => (text, default),
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    anyhow::ensure!(!host.is_empty(), "a host is empty: redis+sentinel://h1,h2,h3/NAME");
+    anyhow::ensure!(!host.is_empty(), "a host is empty: write h1,h2,h3 or h1:port,h2:port");
     Ok((host.to_owned(), port))
 }
 

@@ -1,8 +1,9 @@
 //! What all connections of a process to one Redis have in common: how they are made, and what the process owes.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,15 +18,16 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::Notify;
 
+use super::cluster::Cluster;
 use super::script::Scripts;
 use super::sentinel::{self, Address, Sentinels};
-use super::{rights, trouble};
-use crate::cache::control::field;
+use super::{rights, trouble, unlink};
+use crate::cache::control::{Control, field};
 use crate::catalog::Mapping;
 use crate::config;
 
 /// Past this many owed invalidations, the whole node is invalidated instead.
-const OWED_MAX: usize = 10_000;
+pub(super) const OWED_MAX: usize = 10_000;
 
 /// After a round that the database did not answer, for how long that is taken to be so, in milliseconds. Rounds go on
 /// meanwhile and renew it.
@@ -45,9 +47,11 @@ pub(super) struct Shared {
     /// The pool, and which server it leads to where Sentinels name one.
     pool: ArcSwap<(Option<Address>, Pool)>,
     pub(super) sentinels: Option<Sentinels>,
-    info: ConnectionInfo,
-    connection: AsyncConnectionConfig,
+    /// What it is in a cluster, if it is in one.
+    pub(super) member: Option<Member>,
+    door: Door,
     pub(super) scripts: Scripts,
+    pub(super) key_prefix: String,
     /// The key that holds the node's epoch, watermark and generations. No resource can have its name: `-` is no letter of
     /// theirs.
     pub(super) control_key: String,
@@ -61,8 +65,8 @@ pub(super) struct Shared {
     pub(super) look_now: Notify,
     /// What must be registered before anything is used here, by fingerprint.
     pub(super) mappings: ArcSwap<HashMap<String, Mapping>>,
-    /// Until then the database is taken not to answer.
-    away: AtomicU64,
+    /// Until then the database is taken not to answer. All nodes of a cluster are told by whichever found out.
+    away: Arc<AtomicU64>,
     owed: Mutex<Owed>,
     delivering: tokio::sync::Mutex<()>,
     /// Why the last attempt to connect failed.
@@ -100,19 +104,26 @@ pub(super) struct Made {
     pub(super) set_nx_get: bool,
 }
 
-/// Supervisors hold one connection each: the bound is never reached.
-fn pool(info: ConnectionInfo, connection: AsyncConnectionConfig) -> anyhow::Result<Pool> {
-    let manager = Manager::new_with_config(info, connection)?;
-    Ok(Pool::builder(manager).max_size(1024).build()?)
+/// What tells a node of a cluster from a server of its own.
+pub(super) struct Member {
+    /// The slot whose hash tag names the node's own keys: the control key, the stream, and its copies of generations that
+    /// others share.
+    pub(super) elected: u16,
+    pub(super) tag: String,
+    pub(super) cluster: Weak<Cluster>,
+    /// Until when the database is taken not to answer.
+    pub(super) away: Arc<AtomicU64>,
 }
 
-impl Shared {
-    pub(super) fn new(config: &config::Cache, max_staleness: Option<Duration>) -> anyhow::Result<Self> {
-        let (sentinels, url) = match sentinel::split(config.url.expose())? {
-            Some((sentinels, url)) => (Some(sentinels), url),
-            None => (None, config.url.expose().to_owned()),
-        };
-        let url = url.as_str();
+/// How the servers of a configuration are connected to.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) info: ConnectionInfo,
+    pub(super) connection: AsyncConnectionConfig,
+}
+
+impl Door {
+    pub(super) fn new(config: &config::Cache, url: &str) -> anyhow::Result<Self> {
         let client = match &config.ca_file {
             None => Client::open(url)?,
             Some(file) => {
@@ -127,33 +138,120 @@ impl Shared {
         // Off by default in this client: small replies would wait for the server's delayed acknowledgement.
         let tcp = TcpSettings::default().set_nodelay(true);
         let info = client.get_connection_info().clone().into_connection_info()?.set_tcp_settings(tcp);
-        let address = match &sentinels {
-            Some(_) => config.url.to_string(),
-            None => info.addr().to_string(),
-        };
         let connection = AsyncConnectionConfig::new()
             .set_response_timeout(Some(config.timeout))
             .set_connection_timeout(Some(config.timeout.max(Duration::from_secs(1))));
-        let pool = ArcSwap::from_pointee((None, pool(info.clone(), connection.clone())?));
+        Ok(Self { info, connection })
+    }
+
+    /// The same for another server.
+    pub(super) fn to(&self, (host, port): &Address) -> Self {
+        let address = match self.info.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+                host: host.clone(),
+                port: *port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => ConnectionAddr::Tcp(host.clone(), *port),
+        };
+        Self { info: self.info.clone().set_addr(address), connection: self.connection.clone() }
+    }
+}
+
+/// Supervisors hold one connection each: the bound is never reached.
+fn pool(door: Door) -> anyhow::Result<Pool> {
+    let manager = Manager::new_with_config(door.info, door.connection)?;
+    Ok(Pool::builder(manager).max_size(1024).build()?)
+}
+
+impl Shared {
+    pub(super) fn new(config: &config::Cache, max_staleness: Option<Duration>) -> anyhow::Result<Self> {
+        let (sentinels, url) = match sentinel::split(config.url.expose())? {
+            Some((sentinels, url)) => (Some(sentinels), url),
+            None => (None, config.url.expose().to_owned()),
+        };
+        let door = Door::new(config, &url)?;
+        let address = match &sentinels {
+            Some(_) => config.url.to_string(),
+            None => door.info.addr().to_string(),
+        };
+        Self::build(config, max_staleness, door, address, sentinels, None)
+    }
+
+    /// A node of a cluster.
+    pub(super) fn of_cluster(
+        config: &config::Cache,
+        max_staleness: Option<Duration>,
+        door: Door,
+        member: Member,
+    ) -> anyhow::Result<Self> {
+        let address = door.info.addr().to_string();
+        Self::build(config, max_staleness, door, address, None, Some(member))
+    }
+
+    fn build(
+        config: &config::Cache,
+        max_staleness: Option<Duration>,
+        door: Door,
+        address: String,
+        sentinels: Option<Sentinels>,
+        member: Option<Member>,
+    ) -> anyhow::Result<Self> {
+        let own = |name: &str| own(&config.key_prefix, member.as_ref(), name);
+        let (control_key, stream_key) = (own("cache-aside:control"), own("cache-aside:changes"));
+        let away = member.as_ref().map_or_else(Arc::default, |member| Arc::clone(&member.away));
         Ok(Self {
-            pool,
+            pool: ArcSwap::from_pointee((None, pool(door.clone())?)),
             sentinels,
-            info,
-            connection,
+            member,
+            door,
             scripts: Scripts::new(),
-            control_key: format!("{}cache-aside:control", config.key_prefix),
-            stream_key: format!("{}cache-aside:changes", config.key_prefix),
+            key_prefix: config.key_prefix.clone(),
+            control_key,
+            stream_key,
             max_staleness: max_staleness.map(|longest| u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)),
             floor: AtomicU64::new(0),
             look_now: Notify::new(),
             mappings: ArcSwap::default(),
-            away: AtomicU64::new(0),
+            away,
             owed: Mutex::new(Owed::default()),
             delivering: tokio::sync::Mutex::default(),
             trouble: Mutex::default(),
             address,
             timeout: config.timeout,
         })
+    }
+
+    /// How a key is spelled here. A node of a cluster has copies of its own of what many entries share: they are read in
+    /// one breath with those entries.
+    pub(super) fn spell<'a>(&self, key: &'a str) -> Cow<'a, str> {
+        match (&self.member, shared_by_many(&self.key_prefix, key)) {
+            (Some(_), Some(name)) => Cow::Owned(own(&self.key_prefix, self.member.as_ref(), name)),
+            _ => Cow::Borrowed(key),
+        }
+    }
+
+    /// The cluster that it is in.
+    pub(super) fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.member.as_ref()?.cluster.upgrade()
+    }
+
+    /// Takes over or hands on what is owed for keys that `mine` says are another node's now; `None`: everything is.
+    pub(super) fn disown(&self, mine: impl Fn(&str) -> bool) -> Disowned {
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        let everything = owed.everything != 0;
+        let gone: Vec<String> = owed.keys.keys().filter(|key| !mine(key)).cloned().collect();
+        let keys = gone.into_iter().filter_map(|key| owed.keys.remove(&key).map(|(_, spare)| (key, spare))).collect();
+        Disowned { keys, everything }
+    }
+
+    /// Everything here counts for nothing until it was told so.
+    pub(super) fn owe_everything(&self) {
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = owed.failures + 1;
+        *owed = Owed { keys: HashMap::new(), everything: failures, failures };
+        self.floor.store(u64::MAX, Ordering::Release);
     }
 
     pub(super) fn connections(&self) -> usize {
@@ -163,7 +261,7 @@ impl Shared {
     /// A new connection with its scripts loaded. Why there is none is remembered.
     pub(super) async fn connect(&self) -> anyhow::Result<Made> {
         let made =
-            self.try_connect().await.map_err(|error| anyhow::Error::msg(trouble::words(&error, self.info.addr())));
+            self.try_connect().await.map_err(|error| anyhow::Error::msg(trouble::words(&error, self.door.info.addr())));
         let why = made.as_ref().err().map(ToString::to_string);
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
         made
@@ -178,7 +276,7 @@ impl Shared {
         let mut conn: MultiplexedConnection = (*connection).clone();
         let outcome = async {
             let mut pipe = Pipeline::new();
-            rights::ask(&mut pipe, &format!("{}-rights", self.control_key));
+            rights::ask(&mut pipe, &format!("{}-rights", self.control_key), self.member.is_some());
             if let Some(missing) = rights::missing(&conn.send_packed_commands(&pipe, 0, pipe.len()).await?) {
                 anyhow::bail!(missing);
             }
@@ -215,9 +313,7 @@ impl Shared {
         if current.0.as_ref() == address {
             return Ok(current.1.clone());
         }
-        let named = address.map(|(host, port)| ConnectionAddr::Tcp(host.clone(), *port));
-        let info = named.map_or_else(|| self.info.clone(), |named| self.info.clone().set_addr(named));
-        let made = pool(info, self.connection.clone())?;
+        let made = pool(address.map_or_else(|| self.door.clone(), |address| self.door.to(address)))?;
         self.pool.store(Arc::new((address.cloned(), made.clone())));
         Ok(made)
     }
@@ -264,7 +360,7 @@ impl Shared {
     }
 
     /// Delivers what is owed. Called after a look, over the connection that it went over.
-    pub(super) async fn deliver(&self, conn: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+    pub(super) async fn deliver(&self, conn: &mut MultiplexedConnection, control: &Control) -> redis::RedisResult<()> {
         if !self.owes() {
             return Ok(());
         }
@@ -279,16 +375,22 @@ impl Shared {
             renew.arg(&self.control_key).arg(field::EPOCH).arg(fastrand::u64(1..));
             let () = renew.query_async(conn).await?;
         }
-        let names = |spare: bool| keys.iter().filter(move |(_, (_, held))| *held == spare).map(|(key, _)| key);
-        for some in names(false).collect::<Vec<_>>().chunks(1000) {
-            let () = redis::cmd("UNLINK").arg(some).query_async(conn).await?;
-        }
-        for key in names(true) {
-            let () = self.scripts.spare(key, &[]).query_async(conn).await?;
+        let names = |held: bool| {
+            keys.iter().filter(move |(_, (_, spare))| *spare == held).map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        let (dropped, spared) = (names(false), names(true));
+        let not_here = [unlink::unlink(self, conn, &dropped).await?, unlink::spare(self, conn, &spared, &[]).await?];
+        let mut elsewhere: HashSet<&str> = HashSet::new();
+        for not_here in not_here.iter().filter(|not_here| !not_here.is_harmless(control)) {
+            elsewhere.extend(not_here.moved.iter().chain(&not_here.left));
         }
         // Only what was sent is forgotten, and only now: whatever came or broke meanwhile is still owed.
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure));
+        owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure) || elsewhere.contains(key.as_str()));
+        if let Some(cluster) = self.cluster().filter(|_| !elsewhere.is_empty()) {
+            // Whoever has them now will owe them.
+            cluster.look_again();
+        }
         if owed.everything == everything {
             owed.everything = 0;
         }
@@ -306,6 +408,28 @@ impl Shared {
         if *before != **self.mappings.load() {
             self.mistrust();
         }
+    }
+}
+
+/// Invalidations that another node owes from now on.
+pub(super) struct Disowned {
+    /// Each with whether a writer may hold it.
+    pub(super) keys: Vec<(String, bool)>,
+    /// Whatever it held.
+    pub(super) everything: bool,
+}
+
+/// The name of what many entries share, such as the generation of a group. No resource can have such a name: `-` is no
+/// letter of theirs.
+pub(super) fn shared_by_many<'a>(key_prefix: &str, key: &'a str) -> Option<&'a str> {
+    key.strip_prefix(key_prefix).filter(|name| name.starts_with("cache-aside:"))
+}
+
+/// The key of something that a node has to itself.
+fn own(key_prefix: &str, member: Option<&Member>, name: &str) -> String {
+    match member {
+        Some(member) => format!("{key_prefix}{{{}}}{name}", member.tag),
+        None => format!("{key_prefix}{name}"),
     }
 }
 

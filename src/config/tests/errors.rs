@@ -238,19 +238,17 @@ fn schemes_are_known_unknown_or_not_built_yet() {
     for url in ["postgres://h/d", "postgresql://h/d", "sqlite:file.db", "'sqlite::memory:'"] {
         assert_eq!(database(url), Ok(()));
     }
-    for url in ["redis://h", "rediss://h", "valkey://h", "valkeys://h", "'memory:'"] {
+    for url in ["redis://h", "rediss://h", "valkey://h", "valkeys://h", "'memory:'", "redis+cluster://h,i"] {
         assert_eq!(cache(url), Ok(()));
     }
     for scheme in ["mysql", "mariadb"] {
         let expected = format!("config.yaml:2: database.url: {scheme}: is not built yet");
         assert_eq!(database(&format!("{scheme}://h/d")), Err(expected));
     }
-    for scheme in ["memcached", "redis+cluster"] {
-        assert_eq!(
-            cache(&format!("{scheme}://h")),
-            Err(format!("config.yaml:7: cache.url: {scheme}: is not built yet"))
-        );
-    }
+    assert_eq!(cache("memcached://h"), Err("config.yaml:7: cache.url: memcached: is not built yet".into()));
+    let braces = "redis+cluster://h\n  key_prefix: 'a{b}:'";
+    let expected = "config.yaml:8: cache.key_prefix: braces decide which node of a cluster holds a key: leave them out";
+    assert_eq!(cache(braces), Err(expected.into()));
     let known = "use postgres:// or sqlite:";
     assert_eq!(
         database("oracle://h/d"),

@@ -36,7 +36,7 @@ fn no_complaint_repeats_a_password() {
     for more in [
         "cache:\n  url: [redis://:secret@h]\n",
         "cache: redis://:secret@h\n",
-        "cache:\n  url: redis+cluster://:secret@h\n",
+        "cache:\n  url: redis+unheard-of://:secret@h\n",
         "cache:\n  url: hazelcast://:secret@h\n",
         "cache:\n  - redis://:secret@h\n",
         "telemetry: redis://:secret@h\n",
