@@ -210,9 +210,12 @@ async fn a_standby_of_another_history_is_not_read() {
     // Nor is the primary itself, by another name.
     let app = App::start(&pair.config_at(&pair.database.url, RESOURCES)).await;
     app.until("told", async |app| app.log().contains("it is no standby")).await;
-    let checked = command(&pair.config_at(&pair.database.url, RESOURCES), &["check"]);
-    let out = String::from_utf8_lossy(&checked.stdout);
-    assert!(out.contains("warning  database: the replica can't be used") && checked.status.success(), "{out}");
+    app.until("told by check", async |_| {
+        let checked = command(&pair.config_at(&pair.database.url, RESOURCES), &["check"]);
+        let out = String::from_utf8_lossy(&checked.stdout);
+        out.contains("warning  database: the replica can't be used") && checked.status.success()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
