@@ -25,7 +25,8 @@ pub struct Database {
     #[serde(with = "units::duration")]
     #[schemars(with = "forms::Duration")]
     pub statement_timeout: Duration,
-    /// A replica that fills may read from when it is fresh enough. Default: none.
+    /// A streaming standby of PostgreSQL, with the same user: fills read there where it provably shows enough. Default:
+    /// none.
     #[serde(deserialize_with = "units::some_text")]
     #[schemars(with = "forms::Text")]
     pub replica_url: Option<SecretUrl>,
