@@ -1,5 +1,5 @@
 # The recipes that people and continuous integration share.
-.PHONY: demo test lint manifests rehearse image servers bench drill
+.PHONY: demo test lint manifests rehearse image servers bench drill walkthrough
 
 demo: ## Serve the demo: no configuration, no servers
 	cargo run --release
@@ -38,7 +38,10 @@ servers: ## PostgreSQL and Redis from Debian's packages, where they are missing,
 	@tests/it/valkey.sh
 
 drill: servers ## Every fault in turn against three replicas, for ten minutes: prints how old each read was
-	cargo test --locked --release --test drill -- --seconds 15 --mode $(or $(MODE),outbox) --cache $(or $(CACHE),redis)
+	cargo test --locked --release --test drill -- --seconds 15 --mode $(or $(MODE),outbox) --cache $(or $(CACHE),redis) --standby $(or $(STANDBY),no)
 
 bench: servers ## What lanes save against checking a connection out for every read
-	cargo bench --locked
+	cargo bench --locked --bench lanes
+
+walkthrough: servers ## What an answer takes from the database and from the cache, for the statements of docs/walkthrough.md
+	cargo bench --locked --bench walkthrough

@@ -29,7 +29,8 @@ pub struct Database {
     #[serde(with = "units::duration")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub statement_timeout: Duration,
-    /// A replica that fills may read from when it is fresh enough. Default: none.
+    /// A streaming standby of PostgreSQL, with the same user: fills read there where it provably shows enough. Default:
+    /// none.
     #[serde(deserialize_with = "units::some_text")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Text"))]
     pub replica_url: Option<SecretUrl>,

@@ -54,3 +54,36 @@ CREATE TABLE airline (
 );
 INSERT INTO airline (airline_id, iata, name) VALUES
   (1, 'LH', 'Lufthansa'), (2, 'AF', 'Air France'), (3, 'KL', 'KLM'), (4, 'IB', 'Iberia'), (5, 'OS', 'Austrian');
+
+CREATE TABLE airport (
+  airport_id INTEGER PRIMARY KEY,
+  iata TEXT NOT NULL UNIQUE,
+  name TEXT NOT NULL
+);
+INSERT INTO airport (airport_id, iata, name) VALUES
+  (1, 'FRA', 'Frankfurt'), (2, 'CDG', 'Paris Charles de Gaulle'), (3, 'AMS', 'Amsterdam Schiphol'), (4, 'MAD', 'Madrid Barajas');
+
+CREATE TABLE flight (
+  flight_id INTEGER PRIMARY KEY,
+  flightno TEXT NOT NULL,
+  airline_id INTEGER NOT NULL REFERENCES airline (airline_id),
+  from_airport INTEGER NOT NULL REFERENCES airport (airport_id),
+  to_airport INTEGER NOT NULL REFERENCES airport (airport_id),
+  departure TIMESTAMP NOT NULL
+);
+INSERT INTO flight (flight_id, flightno, airline_id, from_airport, to_airport, departure) VALUES
+  (1, 'LH1034', 1, 1, 2, '2026-07-01 08:10:00'), (2, 'LH986', 1, 1, 3, '2026-07-01 09:25:00'),
+  (3, 'AF1018', 2, 2, 1, '2026-07-01 10:00:00'), (4, 'AF1240', 2, 2, 3, '2026-07-01 11:40:00'),
+  (5, 'KL1765', 3, 3, 1, '2026-07-01 12:05:00'), (6, 'IB8740', 4, 4, 2, '2026-07-01 13:30:00'),
+  (7, 'OS130', 5, 1, 4, '2026-07-01 15:45:00'), (8, 'LH1122', 1, 1, 4, '2026-07-01 17:20:00');
+
+CREATE TABLE booking (
+  booking_id INTEGER PRIMARY KEY,
+  flight_id INTEGER NOT NULL REFERENCES flight (flight_id),
+  seat TEXT NOT NULL,
+  price DECIMAL(10, 2) NOT NULL
+);
+CREATE INDEX booking_flight_id ON booking (flight_id);
+INSERT INTO booking (booking_id, flight_id, seat, price) VALUES
+  (1, 1, '12A', 129.5), (2, 1, '12B', 149.0), (3, 2, '3C', 310.0), (4, 3, '22F', 99.9), (5, 4, '7A', 120.0), (6, 4, '7B', 120.0),
+  (7, 5, '15D', 88.0), (8, 6, '1A', 540.0), (9, 7, '9E', 175.25), (10, 8, '18C', 189.0), (11, 8, '18D', 189.0), (12, 8, '2A', 620.0);

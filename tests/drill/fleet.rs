@@ -29,6 +29,8 @@ pub struct Fleet {
     database: String,
     mode: String,
     pub kind: Kind,
+    /// Follows the first primary, in good and in bad days.
+    standby: Option<Postgres>,
     /// Where outside writers find the database.
     primary: Mutex<u16>,
     /// Writers share it; whoever needs them to stand still has it alone.
@@ -37,8 +39,8 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// `mode`: how the replicas learn of changes; `kind`: what the cache is.
-    pub async fn start(mode: String, kind: Kind) -> Self {
+    /// `mode`: how the replicas learn of changes; `kind`: what the cache is; `follows`: fills may read from a standby.
+    pub async fn start(mode: String, kind: Kind, follows: bool) -> Self {
         let postgres = Postgres::start_with(&["max_wal_senders=10"]).await;
         // What is persisted lags behind by up to a second: after a crash it comes back with old data.
         let redis = Redis::start_as(kind, &["--appendonly", "yes", "--appendfsync", "everysec"]).await;
@@ -49,6 +51,7 @@ impl Fleet {
             ROWS - 1
         );
         database.client().await.batch_execute(&schema).await.expect("the schema is sound");
+        let standby = if follows { Some(Postgres::standby(here(postgres.port())).await) } else { None };
         let (mut to_cache, mut to_database) = (Vec::new(), Vec::new());
         for _ in 0..REPLICAS {
             to_cache.push(Proxy::to(here(redis.port())).await);
@@ -65,6 +68,7 @@ impl Fleet {
             database: database.name.clone(),
             mode,
             kind,
+            standby,
             writing: tokio::sync::RwLock::default(),
             ledger: Ledger::new(ROWS),
         };
@@ -78,14 +82,26 @@ impl Fleet {
     }
 
     fn config(&self, replica: usize) -> String {
+        let follower = self.standby.as_ref().map_or_else(String::new, |standby| {
+            format!(", replica_url: \"postgres://postgres@{}/{}\"", here(standby.port()), self.database)
+        });
         format!(
-            "database: {{ url: \"postgres://postgres@{}/{}\" }}\ncache: {{ url: \"redis://{}\" }}\n\
+            "database: {{ url: \"postgres://postgres@{}/{}\"{follower} }}\ncache: {{ url: \"redis://{}\" }}\n\
              access: {{ write: public }}\ninvalidation: {{ mode: {} }}\nresources: {{ item: {{ write: [update], ttl: 5s }} }}\n",
             self.to_database[replica].addr(),
             self.database,
             self.to_cache[replica].addr(),
             self.mode,
         )
+    }
+
+    /// How many loads went to the standby, at those replicas that are there now.
+    pub async fn read_from_standby(&self) -> u64 {
+        let mut sum = 0;
+        for app in &*self.apps.lock().await {
+            sum += app.metric("cache_aside_replica_reads_total{outcome=\"used\"}").await;
+        }
+        sum
     }
 
     /// Kills a replica and starts another in its place.

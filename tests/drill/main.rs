@@ -23,7 +23,7 @@ use std::time::Duration;
 use fleet::Fleet;
 
 fn main() -> ExitCode {
-    // What `cargo test` passes on is about tests, and this is none: only these three are for us.
+    // What `cargo test` passes on is about tests, and this is none: only these four are for us.
     let value = |name: &str| std::env::args().skip_while(|arg| arg != name).nth(1);
     let seconds: f64 = value("--seconds").and_then(|number| number.parse().ok()).unwrap_or(1.5);
     let mode = value("--mode").unwrap_or_else(|| "outbox".to_owned());
@@ -31,12 +31,16 @@ fn main() -> ExitCode {
         Some("valkey") => servers::Kind::Valkey,
         _ => servers::Kind::Redis,
     };
+    let follows = value("--standby").is_some_and(|answer| answer == "yes");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime should start");
     let broken = runtime.block_on(async {
-        let fleet = Arc::new(Fleet::start(mode, kind).await);
+        let fleet = Arc::new(Fleet::start(mode, kind, follows).await);
         let crowd = fleet.crowd();
         phases::run(&fleet, Duration::from_secs_f64(seconds)).await;
+        if follows {
+            println!("{} loads went to the standby at those that are still up", fleet.read_from_standby().await);
+        }
         crowd.disperse().await;
         fleet.ledger.report()
     });

@@ -240,6 +240,17 @@ async fn the_demo_can_be_asked_anything_too() {
     assert_eq!(sources(&body).await, "cache");
     app.ask(reqwest::Method::DELETE, "/admin/cache/query").json(&body).send().await.expect(204);
     assert_eq!(sources(&body).await, "database");
+    // What docs/walkthrough.md has in store.
+    let docs = include_str!("../../docs/walkthrough.md");
+    for name in ["simple='", "medium='", "advanced='"] {
+        let body = docs.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix('\'')).expect("the docs have it");
+        let first = app.post("/api/query", body).await.expect(200);
+        assert!(first.data().starts_with("[{"), "{first:?}");
+        assert_eq!(sources(body).await, "cache");
+        assert_eq!(sources(&format!("{},\"refresh\":true}}", &body[..body.len() - 1])).await, "database");
+        app.ask(reqwest::Method::DELETE, "/admin/cache/query").json(body).send().await.expect(204);
+        assert_eq!(sources(body).await, "database");
+    }
     for sql in ["DELETE FROM airline", "SELECT 1; SELECT 2", "PRAGMA query_only", "SELECT nothing", "ATTACH 'x' AS y"] {
         app.post("/api/query", &ad_hoc(sql, "")).await.expect(400);
     }

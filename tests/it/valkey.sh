@@ -8,7 +8,8 @@ here=target/servers
 
 command -v valkey-server > /dev/null && exit 0
 [ -x $here/valkey-server ] && $here/valkey-server --version > /dev/null && exit 0
-release=$(. /etc/os-release 2> /dev/null && echo "${VERSION_CODENAME:-}" || true)
+release=$(. /etc/os-release 2> /dev/null && [ "${ID:-}" = debian ] && echo "${VERSION_CODENAME:-trixie}" || true)
+[ -n "$release" ] || { echo "valkey-server is missing, and this is no Debian: its tests will say so" >&2; exit 0; }
 [ "$release" = bookworm ] && release=bookworm-backports
 mkdir -p $here
-tests/manifests/from-debian.sh valkey-server $here "${release:-trixie}" valkey-server valkey-tools
+tests/manifests/from-debian.sh valkey-server $here "$release" valkey-server valkey-tools

@@ -129,7 +129,7 @@ impl Door {
             Some(file) => {
                 let read =
                     std::fs::read(file).with_context(|| format!("cache.ca_file {} can't be read", file.display()))?;
-                let certificates = CertificateDer::pem_slice_iter(&read).filter(Result::is_ok).count();
+                let certificates = CertificateDer::pem_slice_iter(&read).flatten().count();
                 anyhow::ensure!(certificates > 0, "cache.ca_file {} holds no certificate", file.display());
                 let root_cert = Some(read);
                 Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert })?

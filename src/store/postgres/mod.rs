@@ -201,7 +201,7 @@ impl PostgresStore {
     ) -> Result<(Vec<tokio_postgres::Row>, u64), StoreError> {
         let there =
             async |client: &Object, statement: &tokio_postgres::Statement| client.query(statement, params).await;
-        match self.from_replica(resource, sql, there).await? {
+        match self.at_replica(resource, sql, there).await? {
             Some(found) => Ok(found),
             None => self.query(sql, params).await,
         }

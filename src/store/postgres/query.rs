@@ -92,12 +92,11 @@ impl PostgresStore {
         let declared = &*resource.name != "query";
         if declared {
             let there = async |client: &Object, statement: &Statement| collect(client, statement, params).await;
-            match self.from_replica(resource, &sql, there).await? {
-                Some((Ok(Collected { json, truncated, unread: false }), origin)) => {
-                    return Ok(Rows { origin, json: json.freeze(), truncated });
-                }
-                // What was cut for its size, or not asked for as it should be, is the primary's to tell.
-                Some(_) | None => {}
+            // Whether it still followed was asked after it: nothing is on its way any more.
+            if let Some((Ok(Collected { json, truncated, .. }), origin)) =
+                self.at_replica(resource, &sql, there).await?
+            {
+                return Ok(Rows { origin, json: json.freeze(), truncated });
             }
         }
         let mut retried = false;

@@ -42,7 +42,7 @@ const POSITION: &str = "SELECT pg_current_wal_insert_lsn()::text";
 const REACHED: &str = "
     SELECT pg_is_in_recovery(), EXISTS (SELECT FROM cache_aside.about WHERE origin = $2),
            (SELECT pid IS NOT NULL FROM pg_stat_wal_receiver), (SELECT status FROM pg_stat_wal_receiver),
-           (SELECT received_tli FROM pg_stat_wal_receiver), pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+           (SELECT received_tli FROM pg_stat_wal_receiver), pg_last_wal_replay_lsn() >= $1::text::pg_lsn, pg_backend_pid()";
 
 /// What decides how a row is written, and in which order rows of a text come.
 const SESSION: &str = "
@@ -195,11 +195,11 @@ impl Replica {
 /// What the driver or the pool says.
 fn refused(error: &deadpool_postgres::PoolError) -> Why {
     match error {
-        deadpool_postgres::PoolError::Backend(error) => failed(error),
         deadpool_postgres::PoolError::PostCreateHook(HookError::Message(words)) => {
             Why(Outcome::Unfit, words.clone().into_owned())
         }
-        deadpool_postgres::PoolError::PostCreateHook(HookError::Backend(error)) => failed(error),
+        deadpool_postgres::PoolError::Backend(error)
+        | deadpool_postgres::PoolError::PostCreateHook(HookError::Backend(error)) => failed(error),
         other => Why(Outcome::Away, other.to_string()),
     }
 }
@@ -223,8 +223,8 @@ async fn session_of(client: &Client) -> Result<String, Error> {
     client.query_one(SESSION, &[]).await?.try_get(0)
 }
 
-/// Whether a standby is at a moment, or will be soon.
-async fn reached(client: &Object, moment: &Moment) -> Result<(), Why> {
+/// Whether a standby is at a moment, or will be soon; which of its processes says so.
+async fn reached(client: &Object, moment: &Moment) -> Result<i32, Why> {
     let statement = client.prepare_cached(REACHED).await.map_err(|error| failed(&error))?;
     let mut pauses = PAUSES.iter();
     loop {
@@ -247,7 +247,7 @@ async fn reached(client: &Object, moment: &Moment) -> Result<(), Why> {
         // A receiver may be between two connections for a moment, and the primary may just have begun a new life.
         let streaming = status.as_deref() == Some("streaming") && timeline == Some(moment.timeline);
         if streaming && known && replayed == Some(true) {
-            return Ok(());
+            return row.try_get(6).map_err(|error| failed(&error));
         }
         let Some(pause) = pauses.next() else {
             return match (streaming, known) {
@@ -262,14 +262,20 @@ async fn reached(client: &Object, moment: &Moment) -> Result<(), Why> {
 }
 
 /// Whether it is a standby still, and so was one when whatever came before was read.
-async fn still_follows(client: &Object) -> Result<(), Why> {
+async fn still_follows(client: &Object, process: i32) -> Result<(), Why> {
     let row = async {
-        let statement = client.prepare_cached("SELECT pg_is_in_recovery()").await?;
-        client.query_one(&statement, &[]).await?.try_get(0)
+        let statement = client.prepare_cached("SELECT pg_is_in_recovery(), pg_backend_pid() = $1").await?;
+        let row = client.query_one(&statement, &[&process]).await?;
+        Ok((row.try_get(0)?, row.try_get(1)?))
     };
     match row.await {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Why(Outcome::Unfit, "it was promoted".into())),
+        Ok((true, true)) => Ok(()),
+        Ok((true, false)) => {
+            let words =
+                "a pooler stands in between and hands statements to different connections: they may lead anywhere";
+            Err(Why(Outcome::Unfit, words.into()))
+        }
+        Ok((false, _)) => Err(Why(Outcome::Unfit, "it was promoted".into())),
         Err(error) => Err(failed(&error)),
     }
 }
@@ -280,7 +286,7 @@ impl PostgresStore {
     /// # Errors
     ///
     /// The primary's, which is asked where it is.
-    pub(super) async fn from_replica<T>(
+    pub(super) async fn at_replica<T>(
         &self,
         resource: &Resource,
         sql: &str,
@@ -294,7 +300,7 @@ impl PostgresStore {
         let outcome = async {
             let client = replica.connection().await?;
             let run = async |client: &Object| {
-                reached(client, &moment).await?;
+                let process = reached(client, &moment).await?;
                 let found = async {
                     let statement = client.prepare_cached(sql).await?;
                     read(client, &statement).await
@@ -309,7 +315,7 @@ impl PostgresStore {
                         return if client.is_closed() || why.0 == Outcome::Behind { Err(why) } else { Ok(None) };
                     }
                 };
-                still_follows(client).await?;
+                still_follows(client, process).await?;
                 Ok(Some(found))
             };
             replica.within(client, run).await
