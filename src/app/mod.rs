@@ -18,6 +18,7 @@ pub use bind::look;
 
 use crate::aside::{Aside, Limits};
 use crate::cache::AnyCache;
+use crate::cache::memcached::MemcachedCache;
 use crate::cache::memory::MemoryCache;
 use crate::cache::redis::RedisCache;
 use crate::catalog::{Catalog, Policy};
@@ -50,6 +51,7 @@ pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
     let (cache, watermark) = (&config.cache, config.watermark());
     Ok(match cache.url.scheme() {
         "memory" => AnyCache::Memory(MemoryCache::new(cache.local.max_bytes, cache.max_entry, watermark)),
+        "memcached" => AnyCache::Memcached(MemcachedCache::new(cache, watermark).context("cache.url can't be used")?),
         _ => AnyCache::Redis(
             RedisCache::new(cache, watermark, config.holds_in_process()).context("cache.url can't be used")?,
         ),

@@ -13,6 +13,7 @@ pub mod entry;
 pub mod control;
 pub mod node;
 
+pub mod memcached;
 pub mod memory;
 pub mod redis;
 
@@ -118,6 +119,8 @@ pub enum Filled {
     Fenced,
     /// Refused: the entry was invalidated, evicted, or its lock ended.
     Gone,
+    /// Refused: the memory takes nothing so large. What was there is gone.
+    TooBig,
 }
 
 /// What a memory holds under a key, for people.
@@ -251,6 +254,8 @@ pub trait Cache: Send + Sync {
 pub enum AnyCache {
     /// Redis or Valkey.
     Redis(redis::RedisCache),
+    /// Memcached.
+    Memcached(memcached::MemcachedCache),
     /// In this process.
     Memory(memory::MemoryCache),
 }
@@ -261,6 +266,7 @@ impl AnyCache {
     pub fn attach(&self) -> Self {
         match self {
             Self::Redis(cache) => Self::Redis(cache.attach()),
+            Self::Memcached(cache) => Self::Memcached(cache.attach()),
             Self::Memory(cache) => Self::Memory(cache.clone()),
         }
     }
@@ -270,6 +276,7 @@ impl AnyCache {
     pub fn engine(&self) -> &'static str {
         match self {
             Self::Redis(_) => "redis",
+            Self::Memcached(_) => "memcached",
             Self::Memory(_) => "memory",
         }
     }
@@ -279,6 +286,7 @@ impl AnyCache {
     pub fn connections(&self) -> usize {
         match self {
             Self::Redis(cache) => cache.connections(),
+            Self::Memcached(cache) => cache.connections(),
             Self::Memory(_) => 0,
         }
     }
@@ -288,6 +296,7 @@ impl AnyCache {
     pub fn owes(&self) -> bool {
         match self {
             Self::Redis(cache) => cache.owes(),
+            Self::Memcached(cache) => cache.owes(),
             Self::Memory(_) => false,
         }
     }
@@ -300,6 +309,7 @@ impl AnyCache {
     pub fn health(&self) -> Result<(), CacheError> {
         match self {
             Self::Redis(cache) => cache.health(),
+            Self::Memcached(cache) => cache.health(),
             Self::Memory(cache) => cache.health(),
         }
     }
@@ -309,6 +319,7 @@ impl AnyCache {
     pub fn node(&self) -> Option<AnyNode> {
         match self {
             Self::Redis(cache) => cache.node().map(|node| AnyNode::Redis(Box::new(node))),
+            Self::Memcached(cache) => cache.node().map(|node| AnyNode::Memcached(Box::new(node))),
             Self::Memory(cache) => cache.node().map(AnyNode::Memory),
         }
     }
@@ -318,6 +329,7 @@ impl AnyCache {
     pub fn address(&self) -> &str {
         match self {
             Self::Redis(cache) => cache.address(),
+            Self::Memcached(cache) => cache.address(),
             Self::Memory(_) => "memory",
         }
     }
@@ -327,14 +339,17 @@ impl AnyCache {
     pub fn staleness(&self) -> Option<u64> {
         match self {
             Self::Redis(cache) => cache.staleness(),
+            Self::Memcached(cache) => cache.staleness(),
             Self::Memory(cache) => cache.staleness(),
         }
     }
 
     /// Waits until there is a connection, for `patience` at most.
     pub async fn connected(&self, patience: Duration) {
-        if let Self::Redis(cache) = self {
-            cache.connected(patience).await;
+        match self {
+            Self::Redis(cache) => cache.connected(patience).await,
+            Self::Memcached(cache) => cache.connected(patience).await,
+            Self::Memory(_) => {}
         }
     }
 
@@ -343,6 +358,10 @@ impl AnyCache {
     pub async fn declare(&self, mappings: HashMap<String, Mapping>, patience: Duration) {
         match self {
             Self::Redis(cache) => {
+                cache.declare(mappings);
+                cache.settled(patience).await;
+            }
+            Self::Memcached(cache) => {
                 cache.declare(mappings);
                 cache.settled(patience).await;
             }
@@ -364,6 +383,7 @@ macro_rules! each {
     ($self:ident, $cache:ident => $call:expr) => {
         match $self {
             AnyCache::Redis($cache) => $call.await,
+            AnyCache::Memcached($cache) => $call.await,
             AnyCache::Memory($cache) => $call.await,
         }
     };

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use super::CacheError;
 use super::control::{Control, Ids};
+use super::memcached::MemcachedNode;
 use super::memory::MemoryNode;
 use super::redis::RedisNode;
 
@@ -58,6 +59,8 @@ pub trait Node: Send + Sync {
 pub enum AnyNode {
     /// Redis or Valkey.
     Redis(Box<RedisNode>),
+    /// Memcached.
+    Memcached(Box<MemcachedNode>),
     /// In this process.
     Memory(MemoryNode),
 }
@@ -66,6 +69,7 @@ impl Node for AnyNode {
     async fn look(&self) -> Result<Looked, CacheError> {
         match self {
             Self::Redis(node) => node.look().await,
+            Self::Memcached(node) => node.look().await,
             Self::Memory(node) => node.look().await,
         }
     }
@@ -73,6 +77,7 @@ impl Node for AnyNode {
     async fn advance(&self, looked: &Looked, step: &Step) -> Result<bool, CacheError> {
         match self {
             Self::Redis(node) => node.advance(looked, step).await,
+            Self::Memcached(node) => node.advance(looked, step).await,
             Self::Memory(node) => node.advance(looked, step).await,
         }
     }
@@ -80,6 +85,7 @@ impl Node for AnyNode {
     fn database_answers(&self, yes: bool) {
         match self {
             Self::Redis(node) => node.database_answers(yes),
+            Self::Memcached(node) => node.database_answers(yes),
             Self::Memory(node) => node.database_answers(yes),
         }
     }

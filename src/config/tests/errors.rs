@@ -238,19 +238,16 @@ fn schemes_are_known_unknown_or_not_built_yet() {
     for url in ["postgres://h/d", "postgresql://h/d", "sqlite:file.db", "'sqlite::memory:'"] {
         assert_eq!(database(url), Ok(()));
     }
-    for url in ["redis://h", "rediss://h", "valkey://h", "valkeys://h", "'memory:'"] {
+    for url in
+        ["redis://h", "rediss://h", "valkey://h", "valkeys://h", "memcached://h", "memcached://h:1/", "'memory:'"]
+    {
         assert_eq!(cache(url), Ok(()));
     }
     for scheme in ["mysql", "mariadb"] {
         let expected = format!("config.yaml:2: database.url: {scheme}: is not built yet");
         assert_eq!(database(&format!("{scheme}://h/d")), Err(expected));
     }
-    for scheme in ["memcached", "redis+cluster"] {
-        assert_eq!(
-            cache(&format!("{scheme}://h")),
-            Err(format!("config.yaml:7: cache.url: {scheme}: is not built yet"))
-        );
-    }
+    assert_eq!(cache("redis+cluster://h"), Err("config.yaml:7: cache.url: redis+cluster: is not built yet".to_owned()));
     let known = "use postgres:// or sqlite:";
     assert_eq!(
         database("oracle://h/d"),
@@ -266,4 +263,29 @@ fn schemes_are_known_unknown_or_not_built_yet() {
         parse_with(&format!("{replica}resources: {{ users: }}"), &[]).map(drop),
         Err("config.yaml:3: database.replica_url: mysql: is not built yet".into())
     );
+}
+
+#[test]
+fn memcached_is_told_what_it_has_not() {
+    let said = |text: &str| with(text).map(drop).unwrap_err();
+    for (url, words) in [
+        ("memcached://", "names no host"),
+        ("'memcached:h'", "names no host"),
+        ("memcached://a,b", "names several hosts"),
+        ("memcached://u:p@h", "has credentials"),
+        ("memcached://h/1", "has more than a host and a port"),
+    ] {
+        let said = said(&format!("cache:\n  url: {url}\n"));
+        assert!(said.starts_with(&format!("config.yaml:7: cache.url: {words}")), "{said}");
+        assert!(!said.contains("u:p"), "{said}");
+    }
+    let cache = "cache:\n  url: memcached://h\n";
+    for (line, words) in [
+        ("  ca_file: /a\n", "config.yaml:8: cache.ca_file: memcached over TLS"),
+        ("  key_prefix: a b\n", "config.yaml:8: cache.key_prefix: must be at most 100"),
+        ("defaults:\n  local_ttl: 1s\n", "config.yaml:9: defaults.local_ttl: can't be used with memcached"),
+    ] {
+        let said = said(&format!("{cache}{line}"));
+        assert!(said.starts_with(words), "{said}");
+    }
 }
