@@ -39,8 +39,9 @@ impl Tickets {
         self.0.insert(fence.0, Leased { cas, ends: asked.saturating_add(lock) });
     }
 
-    pub(super) fn get(&self, fence: Fence) -> Option<Leased> {
-        self.0.get(&fence.0)
+    /// What is known of it, once: a ticket is good for one fill.
+    pub(super) fn take(&self, fence: Fence) -> Option<Leased> {
+        self.0.remove(&fence.0).map(|(_, leased)| leased)
     }
 
     pub(super) fn forget(&self, fence: Fence) {

@@ -281,33 +281,31 @@ impl MemcachedCache {
     }
 
     async fn store_all(&self, live: &Live, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
-        // The number of a lease that was forgotten is asked for.
-        let unknown: Vec<usize> =
-            (0..fills.len()).filter(|index| live.tickets.get(fills[*index].1.fence).is_none()).collect();
-        let mut batch = Batch::new();
-        unknown.iter().for_each(|index| batch.get(&self.shared.spelling.of(fills[*index].0.key)));
+        let now = now_ms();
+        let leased: Vec<_> = fills.iter().map(|(_, ticket, _)| live.tickets.take(ticket.fence)).collect();
+        let mut numbers: Vec<_> =
+            leased.iter().map(|leased| leased.filter(|leased| now < leased.ends).map(|leased| leased.cas)).collect();
+        // Of what was forgotten, and of what others may have taken over, the server is asked.
+        let unsure: Vec<usize> = (0..fills.len()).filter(|index| numbers[*index].is_none()).collect();
         let mut verdicts = vec![Filled::Gone; fills.len()];
-        let mut plans = Vec::with_capacity(fills.len());
-        let mut asked = HashMap::new();
-        for (index, reply) in unknown.iter().zip(live.connection.ask(batch).await?) {
-            let (place, ticket, _) = &fills[*index];
+        let mut batch = Batch::new();
+        unsure.iter().for_each(|index| batch.get(&self.shared.spelling.of(fills[*index].0.key)));
+        for (index, reply) in unsure.into_iter().zip(live.connection.ask(batch).await?) {
+            let (place, ticket, _) = &fills[index];
             match (steps::own(place.key, ticket.fence, &reply), reply) {
-                (Some(_), Reply::Value { cas, .. }) => drop(asked.insert(*index, cas)),
-                (None, Reply::Value { .. }) => verdicts[*index] = Filled::Fenced,
+                // A lock that has ended is over, though nobody has taken it yet.
+                (Some(_), Reply::Value { cas, .. }) => numbers[index] = Some(cas).filter(|_| leased[index].is_none()),
+                (None, Reply::Value { .. }) => verdicts[index] = Filled::Fenced,
                 (_, Reply::Missing) => {}
                 _ => return Err(CacheError::Refused),
             }
         }
         let mut batch = Batch::new();
-        for (index, fill) in fills.iter().enumerate() {
-            let noted = live.tickets.get(fill.1.fence);
-            live.tickets.forget(fill.1.fence);
-            if noted.is_some_and(|leased| now_ms() >= leased.ends) {
-                // Others may take over by now.
-                continue;
+        let mut plans = Vec::with_capacity(fills.len());
+        for (index, (fill, number)) in fills.iter().zip(numbers).enumerate() {
+            if let Some(cas) = number {
+                plans.push((index, self.store(live, &mut batch, fill, cas)));
             }
-            let Some(cas) = noted.map(|leased| leased.cas).or_else(|| asked.get(&index).copied()) else { continue };
-            plans.push((index, self.store(live, &mut batch, fill, cas)));
         }
         for ((index, plan), reply) in plans.into_iter().zip(live.connection.ask(batch).await?) {
             verdicts[index] = match (plan, reply) {
