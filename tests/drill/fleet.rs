@@ -10,12 +10,57 @@ use tokio::task::JoinSet;
 use crate::app::{App, migrate};
 use crate::faults::Proxy;
 use crate::ledger::{Ledger, Read};
-use crate::servers::{Postgres, Redis};
+use crate::servers::{Memcached, Postgres, Redis};
 
 pub const REPLICAS: usize = 3;
 const ROWS: usize = 120;
 const READERS: usize = 12;
 const WRITERS: usize = 3;
+
+/// The cache that the replicas share.
+pub enum Memory {
+    Redis(Redis),
+    Memcached(Memcached),
+}
+
+impl Memory {
+    async fn start(engine: &str) -> Self {
+        match engine {
+            // What is persisted lags behind by up to a second: after a crash it comes back with old data.
+            "redis" => Self::Redis(Redis::start_with(&["--appendonly", "yes", "--appendfsync", "everysec"]).await),
+            "memcached" => Self::Memcached(Memcached::start().await),
+            other => panic!("no drill knows {other:?}; say redis or memcached"),
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Redis(redis) => redis.port(),
+            Self::Memcached(memcached) => memcached.port(),
+        }
+    }
+
+    pub async fn start_again(&mut self) {
+        match self {
+            Self::Redis(redis) => redis.start_again().await,
+            Self::Memcached(memcached) => memcached.start_again().await,
+        }
+    }
+
+    pub fn pause(&self) {
+        match self {
+            Self::Redis(redis) => redis.pause(),
+            Self::Memcached(memcached) => memcached.pause(),
+        }
+    }
+
+    pub fn resume(&self) {
+        match self {
+            Self::Redis(redis) => redis.resume(),
+            Self::Memcached(memcached) => memcached.resume(),
+        }
+    }
+}
 
 /// Everything that takes part.
 pub struct Fleet {
@@ -24,10 +69,11 @@ pub struct Fleet {
     /// Each replica's own way to the cache and to the database.
     pub to_cache: Vec<Proxy>,
     pub to_database: Vec<Proxy>,
-    pub redis: tokio::sync::Mutex<Redis>,
+    pub cache: tokio::sync::Mutex<Memory>,
     pub postgres: tokio::sync::Mutex<Postgres>,
     database: String,
     mode: String,
+    engine: String,
     /// Where outside writers find the database.
     primary: Mutex<u16>,
     /// Writers share it; whoever needs them to stand still has it alone.
@@ -36,11 +82,10 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// `mode`: how the replicas learn of changes.
-    pub async fn start(mode: String) -> Self {
+    /// `mode`: how the replicas learn of changes; `engine`: what they cache in.
+    pub async fn start(mode: String, engine: &str) -> Self {
         let postgres = Postgres::start_with(&["max_wal_senders=10"]).await;
-        // What is persisted lags behind by up to a second: after a crash it comes back with old data.
-        let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "everysec"]).await;
+        let cache = Memory::start(engine).await;
         let database = postgres.create_database().await;
         let schema = format!(
             "CREATE TABLE item (id int PRIMARY KEY, kind int, v bigint NOT NULL);
@@ -50,7 +95,7 @@ impl Fleet {
         database.client().await.batch_execute(&schema).await.expect("the schema is sound");
         let (mut to_cache, mut to_database) = (Vec::new(), Vec::new());
         for _ in 0..REPLICAS {
-            to_cache.push(Proxy::to(here(redis.port())).await);
+            to_cache.push(Proxy::to(here(cache.port())).await);
             to_database.push(Proxy::to(here(postgres.port())).await);
         }
         let fleet = Self {
@@ -59,10 +104,11 @@ impl Fleet {
             to_cache,
             to_database,
             primary: Mutex::new(postgres.port()),
-            redis: tokio::sync::Mutex::new(redis),
+            cache: tokio::sync::Mutex::new(cache),
             postgres: tokio::sync::Mutex::new(postgres),
             database: database.name.clone(),
             mode,
+            engine: engine.to_owned(),
             writing: tokio::sync::RwLock::default(),
             ledger: Ledger::new(ROWS),
         };
@@ -77,10 +123,11 @@ impl Fleet {
 
     fn config(&self, replica: usize) -> String {
         format!(
-            "database: {{ url: \"postgres://postgres@{}/{}\" }}\ncache: {{ url: \"redis://{}\" }}\n\
+            "database: {{ url: \"postgres://postgres@{}/{}\" }}\ncache: {{ url: \"{}://{}\" }}\n\
              access: {{ write: public }}\ninvalidation: {{ mode: {} }}\nresources: {{ item: {{ write: [update], ttl: 5s }} }}\n",
             self.to_database[replica].addr(),
             self.database,
+            self.engine,
             self.to_cache[replica].addr(),
             self.mode,
         )

@@ -23,14 +23,15 @@ use std::time::Duration;
 use fleet::Fleet;
 
 fn main() -> ExitCode {
-    // What `cargo test` passes on is about tests, and this is none: only these two are for us.
+    // What `cargo test` passes on is about tests, and this is none: only these three are for us.
     let value = |name: &str| std::env::args().skip_while(|arg| arg != name).nth(1);
     let seconds: f64 = value("--seconds").and_then(|number| number.parse().ok()).unwrap_or(1.5);
     let mode = value("--mode").unwrap_or_else(|| "outbox".to_owned());
+    let cache = value("--cache").unwrap_or_else(|| "redis".to_owned());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime should start");
     let broken = runtime.block_on(async {
-        let fleet = Arc::new(Fleet::start(mode).await);
+        let fleet = Arc::new(Fleet::start(mode, &cache).await);
         let crowd = fleet.crowd();
         phases::run(&fleet, Duration::from_secs_f64(seconds)).await;
         crowd.disperse().await;

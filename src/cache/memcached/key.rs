@@ -35,6 +35,12 @@ impl Spelling {
         Self { prefix: prefix.to_owned() }
     }
 
+    /// The key beside an entry under which those writers stand who hold it.
+    pub(super) fn hold_of(&self, key: &str) -> Spelled {
+        let own = key.strip_prefix(&self.prefix).unwrap_or(key);
+        self.of(&format!("{}cache-aside:hold:{own}", self.prefix))
+    }
+
     pub(super) fn of(&self, key: &str) -> Spelled {
         let plain = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
         if plain && key.len() <= LONGEST {
@@ -84,6 +90,7 @@ mod tests {
         assert_eq!(spelling.of("p:fruit:1").on_the_wire(), ("p:fruit:1", false));
         assert_eq!(spelling.of(&"k".repeat(250)).on_the_wire().0.len(), 250);
         assert_eq!(spelling.of("p:fruit:a b").on_the_wire(), ("cDpmcnVpdDphIGI=", true));
+        assert_eq!(spelling.hold_of("p:fruit:1").on_the_wire(), ("p:cache-aside:hold:fruit:1", false));
         assert!(spelling.of(&"k".repeat(251)).on_the_wire().0.starts_with("p:cache-aside:long:"));
         assert!(spelling.of(&"é".repeat(200)).on_the_wire().0.starts_with("p:cache-aside:long:"));
     }

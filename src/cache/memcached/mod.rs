@@ -220,6 +220,15 @@ impl MemcachedCache {
         outcome
     }
 
+    /// Remembers invalidations that failed.
+    fn owing(&self, keys: &[&str], outcome: Result<(), CacheError>) -> Result<(), CacheError> {
+        if outcome.is_err() {
+            self.shared.owe(keys);
+            self.lane.wake.notify_one();
+        }
+        outcome
+    }
+
     /// Values, and the generations of the groups that they share, in one round trip.
     async fn get(&self, live: &Live, places: &[Place<'_>]) -> Result<(Vec<Reply>, Vec<Option<u64>>), CacheError> {
         let groups = places.first().map_or(&[][..], |place| place.groups);
@@ -315,6 +324,14 @@ impl MemcachedCache {
                 (Plan::Store, Reply::Changed | Reply::Taken) => Filled::Fenced,
                 (Plan::Store, Reply::Missing) => Filled::Gone,
             };
+        }
+        let gone: Vec<usize> = (0..fills.len()).filter(|index| verdicts[*index] == Filled::Gone).collect();
+        let keys: Vec<&str> = gone.iter().map(|index| fills[*index].0.key).collect();
+        for (index, is_held) in gone.iter().zip(steps::are_held(&self.shared, &live.connection, &keys).await?) {
+            // Not merely gone: a writer took it away.
+            if is_held {
+                verdicts[*index] = Filled::Fenced;
+            }
         }
         Ok(verdicts)
     }
@@ -445,12 +462,7 @@ impl Cache for MemcachedCache {
             let live = self.live().await?;
             self.shared.drop_all(&live.connection, keys).await
         };
-        let outcome = self.within(telling).await;
-        if outcome.is_err() {
-            self.shared.owe(keys, false);
-            self.lane.wake.notify_one();
-        }
-        outcome
+        self.owing(keys, self.within(telling).await)
     }
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
@@ -463,16 +475,13 @@ impl Cache for MemcachedCache {
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
+        // Holds stand beside their entries: nothing that is done to these opens them.
+        let Some(owner) = owner else { return self.invalidate(keys).await };
         let telling = async {
             let live = self.live().await?;
-            steps::spare(&self.shared, &live.connection, keys, owner).await
+            steps::give_up(&self.shared, &live.connection, keys, owner).await
         };
-        let outcome = self.within(telling).await;
-        if outcome.is_err() {
-            self.shared.owe(keys, true);
-            self.lane.wake.notify_one();
-        }
-        outcome
+        self.owing(keys, self.within(telling).await)
     }
 
     async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {
@@ -499,7 +508,8 @@ impl Cache for MemcachedCache {
             Some(Reply::Value { value, .. }) => value,
             _ => Bytes::new(),
         };
-        let held = entry::decode(place.key, &value, wall_ms());
+        let is_held = self.within(steps::are_held(&self.shared, &live.connection, &[place.key])).await? == [true];
+        let held = if is_held { Some(Held::Reserved) } else { entry::decode(place.key, &value, wall_ms()) };
         Ok(Inspection::of(held, value.len(), live.tag(&place, &groups)))
     }
 }

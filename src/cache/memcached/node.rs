@@ -67,9 +67,9 @@ impl MemcachedNode {
 
     async fn told(&self, open: &mut Open, step: &Step) -> Result<Option<(u64, u64)>, CacheError> {
         let Some(seen) = open.seen.take() else { return Ok(None) };
-        let [drop, spare] = [&step.drop, &step.spare].map(|keys| keys.iter().map(String::as_str).collect::<Vec<_>>());
-        self.shared.drop_all(&open.connection, &drop).await?;
-        self.shared.spare_all(&open.connection, &spare).await?;
+        // What writers hold stands beside its entry.
+        let keys: Vec<&str> = step.drop.iter().chain(&step.spare).map(String::as_str).collect();
+        self.shared.drop_all(&open.connection, &keys).await?;
         let (mut epoch, mut round) = (seen.control.epoch, 0);
         if step.anew {
             epoch = fastrand::u64(1..);

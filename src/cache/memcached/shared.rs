@@ -12,7 +12,6 @@ use tokio::sync::Notify;
 use super::connection::Connection;
 use super::key::{Spelled, Spelling};
 use super::look::change;
-use super::steps;
 use super::wire::{Batch, Reply};
 use crate::cache::CacheError;
 use crate::cache::control::field;
@@ -65,9 +64,8 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 struct Owed {
-    /// Each with the number of the failure that it comes from (one that fails again while it is being delivered stays), and
-    /// whether a writer may hold it.
-    keys: HashMap<String, (u64, bool)>,
+    /// Each with the number of the failure that it comes from: one that fails again while it is being delivered stays.
+    keys: HashMap<String, u64>,
     /// All keys, since this failure; zero: not all.
     everything: u64,
     failures: u64,
@@ -137,12 +135,12 @@ impl Shared {
     }
 
     /// Remembers invalidations that failed. Until they are delivered this process trusts nothing on the node.
-    pub(super) fn owe(&self, keys: &[&str], spare: bool) {
+    pub(super) fn owe(&self, keys: &[&str]) {
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
         owed.failures += 1;
         let failure = owed.failures;
         if owed.everything == 0 && owed.keys.len() + keys.len() <= OWED_MAX {
-            owed.keys.extend(keys.iter().map(|key| ((*key).to_owned(), (failure, spare))));
+            owed.keys.extend(keys.iter().map(|key| ((*key).to_owned(), failure)));
         } else {
             *owed = Owed { keys: HashMap::new(), everything: failure, failures: failure };
         }
@@ -171,9 +169,7 @@ impl Shared {
             })
             .await?;
         }
-        let names = |spare: bool| keys.iter().filter(move |(_, (_, held))| *held == spare).map(|(key, _)| key.as_str());
-        self.drop_all(connection, &names(false).collect::<Vec<_>>()).await?;
-        self.spare_all(connection, &names(true).collect::<Vec<_>>()).await?;
+        self.drop_all(connection, &keys.keys().map(String::as_str).collect::<Vec<_>>()).await?;
         // Only what was sent is forgotten, and only now: whatever came or broke meanwhile is still owed.
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
         owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure));
@@ -188,7 +184,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Deletes whatever these keys hold, each acknowledged.
+    /// Deletes whatever these keys hold, each acknowledged. What writers hold stands beside it, and stays.
     pub(super) async fn drop_all(&self, connection: &Connection, keys: &[&str]) -> Result<(), CacheError> {
         for some in keys.chunks(CHUNK) {
             let mut batch = Batch::new();
@@ -197,14 +193,6 @@ impl Shared {
             if !connection.ask(batch).await?.iter().all(told) {
                 return Err(CacheError::Refused);
             }
-        }
-        Ok(())
-    }
-
-    /// The same, but what writers hold is left alone.
-    pub(super) async fn spare_all(&self, connection: &Connection, keys: &[&str]) -> Result<(), CacheError> {
-        for some in keys.chunks(CHUNK) {
-            steps::spare(self, connection, some, None).await?;
         }
         Ok(())
     }

@@ -53,6 +53,9 @@ pub(super) struct Terms<'a> {
 }
 
 /// Asks for leases, each with a fence of its own.
+///
+/// Whether a writer holds the entry is asked *after* the lease was written, and a writer destroys what is there *after* its
+/// hold was written: so either he destroys the lease, or it is given back here.
 pub(super) async fn lease(
     shared: &Shared,
     live: &Live,
@@ -62,49 +65,66 @@ pub(super) async fn lease(
     // Whoever is overtaken again and again waits like everybody else.
     let mut leases = vec![Lease::Wait { stale: None }; places.len()];
     let mut rest: Vec<usize> = (0..places.len()).collect();
+    let mut unwanted = Batch::new();
     for _ in 0..TRIES {
         let mut batch = Batch::new();
         let mut tickets = Vec::with_capacity(rest.len());
         for place in rest.iter().map(|index| &places[*index]) {
             let fence = Fence::new().map_err(|_| CacheError::Refused)?;
             let ticket = Ticket { fence, tag: live.tag(place, terms.groups), connection: live.number };
-            let pending = entry::pending(place.key, fence, ticket.tag, place.shape);
             let key = shared.spelling.of(place.key);
-            batch.set(&key, If::Absent, life(terms.lock), &entry::marked(&pending, fence, terms.lock));
+            batch.set(&key, If::Absent, life(terms.lock), &pending(place, &ticket, terms.lock));
             batch.get(&key);
+            batch.get(&shared.spelling.hold_of(place.key));
             tickets.push(ticket);
         }
         let asked = now_ms();
         let replies = live.connection.ask(batch).await?;
         let mut again = Vec::new();
         let mut replacing = Vec::new();
-        for ((index, ticket), pair) in rest.into_iter().zip(tickets).zip(replies.chunks(2)) {
-            match pair {
-                [Reply::Done(cas), _] => {
+        for ((index, ticket), replies) in rest.into_iter().zip(tickets).zip(replies.chunks(3)) {
+            let [added, found, holders] = replies else { return Err(CacheError::Refused) };
+            let place = &places[index];
+            let is_held = !held(place.key, holders)?.0.is_empty();
+            match (added, found) {
+                (Reply::Refused | Reply::Value { .. }, _) | (_, Reply::Refused) => return Err(CacheError::Refused),
+                (Reply::Done(cas), _) if is_held => {
+                    unwanted.delete_if(&shared.spelling.of(place.key), *cas);
+                    leases[index] = Lease::Past;
+                }
+                (Reply::Done(cas), _) => {
                     live.tickets.note(ticket.fence, *cas, asked, terms.lock);
                     leases[index] = Lease::Fill { ticket, stale: None };
                 }
-                [Reply::Taken, Reply::Value { value, cas, life }] => {
-                    match judge(live, &places[index], &ticket, terms, (value, *cas, *life)) {
+                _ if is_held => leases[index] = Lease::Past,
+                (_, Reply::Value { value, cas, life }) => {
+                    match judge(live, place, &ticket, terms, (value, *cas, *life)) {
                         Found::Settled(lease) => leases[index] = lease,
                         found @ Found::Replace { .. } => replacing.push((index, ticket, found)),
                     }
                 }
-                [Reply::Taken, Reply::Missing] => again.push(index),
-                _ => return Err(CacheError::Refused),
+                _ => again.push(index),
             }
         }
         let mut batch = Batch::new();
         for (index, _, found) in &replacing {
             if let Found::Replace { cas, life, value, .. } = found {
                 batch.set(&shared.spelling.of(places[*index].key), If::Is(*cas), *life, value);
+                batch.get(&shared.spelling.hold_of(places[*index].key));
             }
         }
         let asked = now_ms();
-        for ((index, ticket, found), reply) in replacing.into_iter().zip(live.connection.ask(batch).await?) {
-            match (reply, found) {
+        let replies = live.connection.ask(batch).await?;
+        for ((index, ticket, found), replies) in replacing.into_iter().zip(replies.chunks(2)) {
+            let [replaced, holders] = replies else { return Err(CacheError::Refused) };
+            let place = &places[index];
+            match (replaced, found) {
+                (Reply::Done(cas), _) if !held(place.key, holders)?.0.is_empty() => {
+                    unwanted.delete_if(&shared.spelling.of(place.key), *cas);
+                    leases[index] = Lease::Past;
+                }
                 (Reply::Done(cas), Found::Replace { stale, .. }) => {
-                    live.tickets.note(ticket.fence, cas, asked, terms.lock);
+                    live.tickets.note(ticket.fence, *cas, asked, terms.lock);
                     leases[index] = Lease::Fill { ticket, stale };
                 }
                 (Reply::Changed | Reply::Missing, _) => again.push(index),
@@ -116,7 +136,14 @@ pub(super) async fn lease(
         }
         rest = again;
     }
+    // Whoever was faster has changed it, and then it is not ours to give back.
+    live.connection.ask(unwanted).await?;
     Ok(leases)
+}
+
+/// The value of a lease.
+fn pending(place: &Place<'_>, ticket: &Ticket, lock: u64) -> Vec<u8> {
+    entry::marked(&entry::pending(place.key, ticket.fence, ticket.tag, place.shape), ticket.fence, lock)
 }
 
 /// What becomes of a lease where something is there.
@@ -128,8 +155,7 @@ fn judge(
     (value, cas, left): (&Bytes, u64, u64),
 ) -> Found {
     let pending = || {
-        let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
-        let value = entry::marked(&pending, ticket.fence, terms.lock);
+        let value = pending(place, ticket, terms.lock);
         Found::Replace { cas, life: life(terms.lock), value, stale: None }
     };
     // Another format, or another key's value: as good as nothing.
@@ -154,7 +180,7 @@ fn judge(
             let value = entry::marked(value, ticket.fence, terms.lock);
             Found::Replace { cas, life: left.max(1), value, stale: Some(entry) }
         }
-        // Only its holder ends it, or time.
+        // Nobody writes anything else here.
         _ => Found::Settled(Lease::Past),
     }
 }
@@ -215,15 +241,31 @@ pub(super) fn own(key: &str, fence: Fence, reply: &Reply) -> Option<u8> {
     Marks::of(key, value).filter(|marks| marks.fence == fence).map(|marks| marks.state)
 }
 
-/// Who holds what is there, and for how long the server keeps that.
-fn held(key: &str, reply: &Reply) -> (Vec<Fence>, u64) {
+/// Who holds an entry, going by the reply to a look at its hold, and for how long the server keeps that.
+fn held(key: &str, reply: &Reply) -> Result<(Vec<Fence>, u64), CacheError> {
     match reply {
-        Reply::Value { value, life, .. } if Marks::of(key, value).is_some() => (entry::holders(value), *life),
-        _ => (Vec::new(), 0),
+        Reply::Value { value, life, .. } if Marks::of(key, value).is_some() => Ok((entry::holders(value), *life)),
+        Reply::Value { .. } | Reply::Missing => Ok((Vec::new(), 0)),
+        _ => Err(CacheError::Refused),
     }
 }
 
-/// Puts a writer's hold in place of whatever is there, beside those of others, for `time` milliseconds at least.
+async fn fetch_holds(shared: &Shared, connection: &Connection, keys: &[&str]) -> Result<Vec<Reply>, CacheError> {
+    let mut batch = Batch::new();
+    keys.iter().for_each(|key| batch.get(&shared.spelling.hold_of(key)));
+    connection.ask(batch).await
+}
+
+/// Which of these entries writers hold.
+pub(super) async fn are_held(shared: &Shared, connection: &Connection, keys: &[&str]) -> Result<Vec<bool>, CacheError> {
+    let replies = fetch_holds(shared, connection, keys).await?;
+    keys.iter().zip(replies).map(|(key, reply)| Ok(!held(key, &reply)?.0.is_empty())).collect()
+}
+
+/// Keeps entries empty, beside other writers, for `time` milliseconds at least.
+///
+/// Holds stand beside their entries, not in their place: so the many who fill and invalidate an entry don't keep a writer from
+/// holding it, and nothing that is done to it opens his hold.
 pub(super) async fn hold(
     shared: &Shared,
     connection: &Connection,
@@ -234,19 +276,17 @@ pub(super) async fn hold(
     let mut rest = keys.to_vec();
     for _ in 0..TRIES {
         let mut batch = Batch::new();
-        for (key, reply) in rest.iter().zip(fetch(shared, connection, &rest).await?) {
-            let (mut owners, left) = held(key, &reply);
+        for (key, reply) in rest.iter().zip(fetch_holds(shared, connection, &rest).await?) {
+            let (mut owners, left) = held(key, &reply)?;
             owners.retain(|other| *other != owner);
             let life = if owners.is_empty() { life(time) } else { life(time).max(left) };
             owners.push(owner);
-            let condition = match reply {
-                Reply::Value { cas, .. } => If::Is(cas),
-                Reply::Missing => If::Absent,
-                _ => return Err(CacheError::Refused),
-            };
-            batch.set(&shared.spelling.of(key), condition, life, &entry::reserved(key, &owners));
+            let condition = if let Reply::Value { cas, .. } = reply { If::Is(cas) } else { If::Absent };
+            batch.set(&shared.spelling.hold_of(key), condition, life, &entry::reserved(key, &owners));
+            // In this order: see `lease`.
+            batch.delete(&shared.spelling.of(key));
         }
-        rest = overtaken(rest, connection.ask(batch).await?)?;
+        rest = overtaken(rest, &connection.ask(batch).await?)?;
         if rest.is_empty() {
             return Ok(());
         }
@@ -254,52 +294,55 @@ pub(super) async fn hold(
     Err(CacheError::Refused)
 }
 
-/// Drops whatever is there, except what writers other than `owner` hold.
-pub(super) async fn spare(
+/// Gives up what `owner` holds, and destroys whatever else is there.
+pub(super) async fn give_up(
     shared: &Shared,
     connection: &Connection,
     keys: &[&str],
-    owner: Option<Fence>,
+    owner: Fence,
 ) -> Result<(), CacheError> {
     let mut rest = keys.to_vec();
     for _ in 0..TRIES {
         let mut batch = Batch::new();
         let mut told = Vec::new();
-        for (key, reply) in rest.iter().zip(fetch(shared, connection, &rest).await?) {
-            let (mut owners, left) = held(key, &reply);
-            let before = owners.len();
-            owners.retain(|other| Some(*other) != owner);
-            let cas = match reply {
-                Reply::Value { cas, .. } => cas,
-                Reply::Missing => continue,
-                _ => return Err(CacheError::Refused),
-            };
-            if owners.is_empty() {
-                batch.delete_if(&shared.spelling.of(key), cas);
-            } else if owners.len() < before {
-                batch.set(&shared.spelling.of(key), If::Is(cas), left.max(1), &entry::reserved(key, &owners));
-            } else {
+        for (key, reply) in rest.iter().zip(fetch_holds(shared, connection, &rest).await?) {
+            let (mut owners, left) = held(key, &reply)?;
+            let Reply::Value { cas, .. } = reply else { continue };
+            if !owners.contains(&owner) {
                 continue;
             }
+            owners.retain(|other| *other != owner);
+            let hold = shared.spelling.hold_of(key);
+            if owners.is_empty() {
+                batch.delete_if(&hold, cas);
+            } else {
+                batch.set(&hold, If::Is(cas), left.max(1), &entry::reserved(key, &owners));
+            }
+            batch.delete(&shared.spelling.of(key));
             told.push(*key);
         }
-        rest = overtaken(told, connection.ask(batch).await?)?;
-        if rest.is_empty() {
+        let given_up = connection.ask(batch).await?;
+        let again = overtaken(told.clone(), &given_up)?;
+        // What was not his to give up is destroyed all the same.
+        let others: Vec<&str> = rest.into_iter().filter(|key| !told.contains(key)).collect();
+        shared.drop_all(connection, &others).await?;
+        if again.is_empty() {
             return Ok(());
         }
+        rest = again;
     }
     Err(CacheError::Refused)
 }
 
-/// The keys whose value was changed by others meanwhile.
-fn overtaken<'a>(keys: Vec<&'a str>, replies: Vec<Reply>) -> Result<Vec<&'a str>, CacheError> {
+/// The keys whose holds were changed by others meanwhile. Of each there are two replies: about the hold, about the entry.
+fn overtaken<'a>(keys: Vec<&'a str>, replies: &[Reply]) -> Result<Vec<&'a str>, CacheError> {
     let mut again = Vec::new();
-    for (key, reply) in keys.into_iter().zip(replies) {
-        match reply {
-            Reply::Done(_) => {}
-            // What is gone may have been replaced by a hold as well as by nothing: it is looked at again.
-            Reply::Changed | Reply::Missing | Reply::Taken => again.push(key),
-            Reply::Value { .. } | Reply::Refused => return Err(CacheError::Refused),
+    for (key, replies) in keys.into_iter().zip(replies.chunks(2)) {
+        match replies {
+            [Reply::Done(_), Reply::Done(_) | Reply::Missing] => {}
+            // What is gone may have been replaced as well as not: it is looked at again.
+            [Reply::Changed | Reply::Missing | Reply::Taken, _] => again.push(key),
+            _ => return Err(CacheError::Refused),
         }
     }
     Ok(again)
