@@ -302,8 +302,9 @@ impl MemcachedCache {
         for (index, reply) in unsure.into_iter().zip(live.connection.ask(batch).await?) {
             let (place, ticket, _) = &fills[index];
             match (steps::own(place.key, ticket.fence, &reply), reply) {
-                // A lock that has ended is over, though nobody has taken it yet.
-                (Some(_), Reply::Value { cas, .. }) => numbers[index] = Some(cas).filter(|_| leased[index].is_none()),
+                // A lock that has ended is over, though nobody has taken it yet; a refresh is not.
+                (Some(b'P'), Reply::Value { .. }) if leased[index].is_some() => {}
+                (Some(_), Reply::Value { cas, .. }) => numbers[index] = Some(cas),
                 (None, Reply::Value { .. }) => verdicts[index] = Filled::Fenced,
                 (_, Reply::Missing) => {}
                 _ => return Err(CacheError::Refused),
