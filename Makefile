@@ -34,7 +34,7 @@ servers: ## Install PostgreSQL, Redis and Memcached from Debian's packages, wher
 	    postgresql redis-server memcached util-linux openssl; }
 
 drill: servers ## Every fault in turn against three replicas, for ten minutes: prints how old each read was
-	cargo test --locked --release --test drill -- --seconds 15 --mode $(or $(MODE),outbox)
+	cargo test --locked --release --test drill -- --seconds 15 --mode $(or $(MODE),outbox) --cache $(or $(CACHE),redis)
 
 bench: servers ## What lanes save against checking a connection out for every read
 	cargo bench --locked

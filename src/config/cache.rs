@@ -12,8 +12,8 @@ use super::{SecretUrl, forms, units};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
-    /// `redis://`, `rediss://`, `valkey://`, `valkeys://`, `redis+sentinel://h1,h2,h3/NAME` or `memory:` (in this
-    /// process alone). Also `CACHE_URL` or
+    /// `redis://`, `rediss://`, `valkey://`, `valkeys://`, `redis+sentinel://h1,h2,h3/NAME`, `memcached://` or `memory:` (in
+    /// this process alone). Also `CACHE_URL` or
     /// `REDIS_URL`, or composed of `CACHE_ENGINE CACHE_HOST CACHE_PORT`. Default `memory:`, where none of these says
     /// otherwise.
     #[schemars(extend("default" = "memory:"))]

@@ -193,7 +193,7 @@ impl Model for Numbers {
         vec![
             Property::always(super::BOUNDED, |_, state: &State| {
                 let trusted = state.reader.deadline.is_some_and(|deadline| state.now <= deadline);
-                !trusted || state.now - state.reader.s <= BOUND
+                !trusted || state.now <= state.reader.s + BOUND
             }),
             Property::sometimes("a hit is as old as it may be", |_, state: &State| {
                 let trusted = state.reader.deadline.is_some_and(|deadline| state.now <= deadline);

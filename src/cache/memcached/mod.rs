@@ -232,10 +232,8 @@ impl MemcachedCache {
     /// Values, and the generations of the groups that they share, in one round trip.
     async fn get(&self, live: &Live, places: &[Place<'_>]) -> Result<(Vec<Reply>, Vec<Option<u64>>), CacheError> {
         let groups = places.first().map_or(&[][..], |place| place.groups);
-        let mut batch = Batch::new();
-        for key in places.iter().map(|place| place.key).chain(groups.iter().map(String::as_str)) {
-            batch.get(&self.shared.spelling.of(key));
-        }
+        let keys = places.iter().map(|place| place.key).chain(groups.iter().map(String::as_str));
+        let batch = Batch::of_gets(keys.map(|key| self.shared.spelling.of(key)));
         let mut replies = self.within(live.connection.ask(batch)).await?;
         let groups = replies.split_off(places.len().min(replies.len())).iter().map(number).collect();
         Ok((replies, groups))
@@ -297,8 +295,7 @@ impl MemcachedCache {
         // Of what was forgotten, and of what others may have taken over, the server is asked.
         let unsure: Vec<usize> = (0..fills.len()).filter(|index| numbers[*index].is_none()).collect();
         let mut verdicts = vec![Filled::Gone; fills.len()];
-        let mut batch = Batch::new();
-        unsure.iter().for_each(|index| batch.get(&self.shared.spelling.of(fills[*index].0.key)));
+        let batch = Batch::of_gets(unsure.iter().map(|index| self.shared.spelling.of(fills[*index].0.key)));
         for (index, reply) in unsure.into_iter().zip(live.connection.ask(batch).await?) {
             let (place, ticket, _) = &fills[index];
             match (steps::own(place.key, ticket.fence, &reply), reply) {

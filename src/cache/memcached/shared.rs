@@ -188,7 +188,9 @@ impl Shared {
     pub(super) async fn drop_all(&self, connection: &Connection, keys: &[&str]) -> Result<(), CacheError> {
         for some in keys.chunks(CHUNK) {
             let mut batch = Batch::new();
-            some.iter().for_each(|key| batch.delete(&self.spelling.of(key)));
+            for key in some {
+                batch.delete(&self.spelling.of(key));
+            }
             let told = |reply: &Reply| matches!(reply, Reply::Done(_) | Reply::Missing);
             if !connection.ask(batch).await?.iter().all(told) {
                 return Err(CacheError::Refused);

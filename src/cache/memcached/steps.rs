@@ -27,9 +27,7 @@ pub(super) fn wall_ms() -> u64 {
 /// What is there, each with its number and the life it has left. Zero of a life that has an end is one that is over within this second; written back,
 /// it would never end.
 async fn fetch(shared: &Shared, connection: &Connection, keys: &[&str]) -> Result<Vec<Reply>, CacheError> {
-    let mut batch = Batch::new();
-    keys.iter().for_each(|key| batch.get(&shared.spelling.of(key)));
-    connection.ask(batch).await
+    connection.ask(Batch::of_gets(keys.iter().map(|key| shared.spelling.of(key)))).await
 }
 
 /// What a lease finds in place of nothing.
@@ -251,9 +249,7 @@ fn held(key: &str, reply: &Reply) -> Result<(Vec<Fence>, u64), CacheError> {
 }
 
 async fn fetch_holds(shared: &Shared, connection: &Connection, keys: &[&str]) -> Result<Vec<Reply>, CacheError> {
-    let mut batch = Batch::new();
-    keys.iter().for_each(|key| batch.get(&shared.spelling.hold_of(key)));
-    connection.ask(batch).await
+    connection.ask(Batch::of_gets(keys.iter().map(|key| shared.spelling.hold_of(key)))).await
 }
 
 /// Which of these entries writers hold.

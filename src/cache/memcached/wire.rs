@@ -42,6 +42,15 @@ impl Batch {
         Self { bytes: Vec::new(), number: NUMBERS.fetch_add(1, Ordering::Relaxed), count: 0 }
     }
 
+    /// Gets all of these.
+    pub(super) fn of_gets(keys: impl IntoIterator<Item = Spelled>) -> Self {
+        let mut batch = Self::new();
+        for key in keys {
+            batch.get(&key);
+        }
+        batch
+    }
+
     /// The value, its number and how long it will live.
     pub(super) fn get(&mut self, key: &Spelled) {
         self.command("mg", key, format_args!(" v c t"));
