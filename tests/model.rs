@@ -10,6 +10,7 @@
 //! - `rounds`: outbox, watermark, trust; restarts, crashes, evictions. What a memory may claim.
 //! - `tier`: the memory in front of the memory.
 //! - `holds`: `consistency: hold`.
+//! - `beside`: the same where holds stand beside the entry.
 //! - `clock`: how old a hit may be, with a clock that steps.
 //! - `numbers`: the same without the memory's clock.
 //!
@@ -27,6 +28,8 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
+#[path = "model/beside.rs"]
+mod beside;
 #[path = "model/claims.rs"]
 mod claims;
 #[path = "model/clock.rs"]
@@ -52,6 +55,7 @@ mod tier;
 #[path = "model/world.rs"]
 mod world;
 
+use beside::Beside;
 use clock::{Believes, Clocks};
 use entry::{Answer, Command, Entry};
 use fills::Fills;
@@ -389,6 +393,26 @@ fn a_release_after_a_hold_that_was_not_seen_opens_nobody_elses() {
 #[test]
 fn a_release_after_an_unknown_commit_is_too_early() {
     fails(Holds { unknown_expires: false, ..Holds::SOUND }, LINEAR);
+}
+
+#[test]
+fn a_hold_beside_the_entry_makes_reads_and_writes_linear() {
+    holds(Beside::SOUND);
+}
+
+#[test]
+fn a_lease_written_after_the_look_for_holds_lets_an_old_row_in() {
+    fails(Beside { lease_first: false, ..Beside::SOUND }, LINEAR);
+}
+
+#[test]
+fn a_hold_written_after_the_entry_was_destroyed_leaves_a_lease_alive() {
+    fails(Beside { hold_first: false, ..Beside::SOUND }, LINEAR);
+}
+
+#[test]
+fn a_writer_who_gives_up_anothers_hold_lets_an_old_row_in() {
+    fails(Beside { own: false, ..Beside::SOUND }, LINEAR);
 }
 
 // Clocks.
