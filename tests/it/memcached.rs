@@ -48,6 +48,12 @@ async fn whoever_runs_the_rounds_may_die_or_stop_and_another_goes_on() {
     invalidation::die_or_stop(world(invalidation::SCHEMA).await).await;
 }
 
+#[tokio::test]
+async fn a_database_that_is_away_leaves_marked_hits_and_one_that_crashed_is_caught_up_with() {
+    let memcached = Memcached::start().await;
+    invalidation::marked_hits(&memcached.url()).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_hundred_readers_at_two_replicas_make_one_query() {
     stampede::four_hundred_readers(world(stampede::SCHEMA).await).await;
@@ -257,6 +263,8 @@ async fn one_that_refuses_what_is_new_is_not_trusted_and_is_used_again() {
     }
     ballast.extend_from_slice(b"mn\r\n");
     memcached.say(&ballast, "MN").await;
+    app.until("refused", async |app| app.get("/api/item/1").await.expect(200).source() == "database").await;
+    assert!(app.metric("cache_aside_errors_total{component=\"rounds\",kind=\"refused\"}").await > 0, "{}", app.log());
     for v in 1..=3 {
         world.sql(&format!("UPDATE item SET v = {v} WHERE id = 1")).await;
         seen(&[&app], "/api/item/1", &format!(r#""v":{v}"#)).await;
