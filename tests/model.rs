@@ -10,9 +10,11 @@
 //! - `rounds`: outbox, watermark, trust; restarts, crashes, evictions. What a memory may claim.
 //! - `tier`: the memory in front of the memory.
 //! - `holds`: `consistency: hold`.
+//! - `beside`: the same where holds stand beside the entry.
 //! - `clock`: how old a hit may be, with a clock that steps.
+//! - `numbers`: the same without the memory's clock.
 //!
-//! Only the last counts time. In the others a lock may end, a process may stop and a message may be late at any point.
+//! Only the last two count time. In the others a lock may end, a process may stop and a message may be late at any point.
 //! For every rule there is a variant without it, in which the search must find a counterexample within bounds in
 //! which the rule holds. That a sound model has not become too small to fail is told by its `sometimes` properties.
 //!
@@ -26,6 +28,8 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
+#[path = "model/beside.rs"]
+mod beside;
 #[path = "model/claims.rs"]
 mod claims;
 #[path = "model/clock.rs"]
@@ -40,6 +44,8 @@ mod fills;
 mod flights;
 #[path = "model/holds.rs"]
 mod holds;
+#[path = "model/numbers.rs"]
+mod numbers;
 #[path = "model/reader.rs"]
 mod reader;
 #[path = "model/rounds.rs"]
@@ -49,11 +55,13 @@ mod tier;
 #[path = "model/world.rs"]
 mod world;
 
+use beside::Beside;
 use clock::{Believes, Clocks};
 use entry::{Answer, Command, Entry};
 use fills::Fills;
 use flights::Flights;
 use holds::Holds;
+use numbers::Numbers;
 use reader::{Rules, SOUND};
 use rounds::{Registered, Rounds};
 use tier::Tiers;
@@ -387,6 +395,26 @@ fn a_release_after_an_unknown_commit_is_too_early() {
     fails(Holds { unknown_expires: false, ..Holds::SOUND }, LINEAR);
 }
 
+#[test]
+fn a_hold_beside_the_entry_makes_reads_and_writes_linear() {
+    holds(Beside::SOUND);
+}
+
+#[test]
+fn a_lease_written_after_the_look_for_holds_lets_an_old_row_in() {
+    fails(Beside { lease_first: false, ..Beside::SOUND }, LINEAR);
+}
+
+#[test]
+fn a_hold_written_after_the_entry_was_destroyed_leaves_a_lease_alive() {
+    fails(Beside { hold_first: false, ..Beside::SOUND }, LINEAR);
+}
+
+#[test]
+fn a_writer_who_gives_up_anothers_hold_lets_an_old_row_in() {
+    fails(Beside { own: false, ..Beside::SOUND }, LINEAR);
+}
+
 // Clocks.
 
 #[test]
@@ -417,4 +445,41 @@ fn a_t_that_moved_may_have_been_taken_before_the_clock_stepped() {
 #[test]
 fn a_round_during_which_the_clock_stepped_claims_too_young_a_t() {
     fails(Clocks { measured: false, ..Clocks::SOUND }, BOUNDED);
+}
+
+// Numbers.
+
+#[test]
+fn numbers_alone_tell_how_old_a_hit_may_be() {
+    holds(Numbers::SOUND);
+}
+
+#[test]
+fn numbers_alone_tell_it_where_the_control_key_is_lost() {
+    holds(Numbers { losses: 1, ..Numbers::SOUND });
+}
+
+#[test]
+fn numbers_alone_tell_it_where_two_run_rounds() {
+    holds(Numbers { runners: 2, ..Numbers::SOUND });
+}
+
+#[test]
+fn a_look_that_saw_the_number_before_says_nothing_of_a_snapshot() {
+    fails(Numbers { least: 1, ..Numbers::SOUND }, BOUNDED);
+}
+
+#[test]
+fn a_look_says_nothing_of_the_time_until_its_reply_came() {
+    fails(Numbers { sent: false, ..Numbers::SOUND }, BOUNDED);
+}
+
+#[test]
+fn a_snapshot_taken_before_the_look_may_be_of_any_age() {
+    fails(Numbers { after: false, ..Numbers::SOUND }, BOUNDED);
+}
+
+#[test]
+fn a_number_that_is_written_blindly_says_nothing() {
+    fails(Numbers { compared: false, runners: 2, writes: 4, ..Numbers::SOUND }, BOUNDED);
 }

@@ -18,6 +18,8 @@ pub use server::App;
 pub use watches::{Watches, serve};
 
 use crate::cache::AnyCache;
+#[cfg(feature = "memcached")]
+use crate::cache::memcached::MemcachedCache;
 use crate::cache::memory::MemoryCache;
 #[cfg(feature = "redis")]
 use crate::cache::redis::{RedisCache, cluster::ClusterCache};
@@ -42,6 +44,8 @@ pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
             ClusterCache::new(cache, watermark, config.holds_in_process()).context("cache.url can't be used")?,
         ),
         "memory" => AnyCache::Memory(MemoryCache::new(cache.local.max_bytes, cache.max_entry, watermark)),
+        #[cfg(feature = "memcached")]
+        "memcached" => AnyCache::Memcached(MemcachedCache::new(cache, watermark).context("cache.url can't be used")?),
         #[cfg(feature = "redis")]
         "redis" | "rediss" | "valkey" | "valkeys" | "redis+sentinel" => AnyCache::Redis(
             RedisCache::new(cache, watermark, config.holds_in_process()).context("cache.url can't be used")?,

@@ -171,6 +171,59 @@ fn signed_difference(later: u64, earlier: u64) -> i64 {
     }
 }
 
+#[cfg(feature = "memcached")]
+/// What decides over a lease, for a memory that has no scripts to read it with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// `P`, `V` or `H`.
+    pub(super) state: u8,
+    /// Of the fill or refresh under way.
+    pub(super) fence: Fence,
+    /// What it was leased or stored under.
+    pub(super) tag: u64,
+    /// When it was stored, in milliseconds of the cache's clock.
+    pub(super) stored_at: u64,
+    /// What stands in `refresh_until`.
+    pub(super) lock: u64,
+    shape: [u8; SHAPE],
+}
+
+#[cfg(feature = "memcached")]
+impl Marks {
+    /// Reads them; `None` for anything that is not an entry of this key and format.
+    pub(super) fn of(key: &str, value: &[u8]) -> Option<Self> {
+        let header = value.first_chunk::<HEADER>()?;
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| header[at + index]));
+        if header[..2] != MAGIC || number(28) != check(key) || !b"PVH".contains(&header[2]) {
+            return None;
+        }
+        Some(Self {
+            state: header[2],
+            fence: Fence(std::array::from_fn(|index| header[4 + index])),
+            tag: number(20),
+            stored_at: number(44),
+            lock: number(52),
+            shape: std::array::from_fn(|index| header[HEADER - SHAPE + index]),
+        })
+    }
+
+    /// Whether it is of this shape, of whatever generation.
+    pub(super) fn is_of_shape(&self, shape: u64) -> bool {
+        self.shape == shape.to_le_bytes()[..SHAPE]
+    }
+}
+
+#[cfg(feature = "memcached")]
+/// The same value with another fence and another `refresh_until`.
+pub(super) fn marked(value: &[u8], fence: Fence, lock: u64) -> Vec<u8> {
+    let mut value = value.to_vec();
+    if value.len() >= HEADER {
+        value[4..20].copy_from_slice(&fence.0);
+        value[52..60].copy_from_slice(&lock.to_le_bytes());
+    }
+    value
+}
+
 /// The value of an entry that is being filled.
 #[must_use]
 pub fn pending(key: &str, fence: Fence, tag: u64, shape: u64) -> Vec<u8> {

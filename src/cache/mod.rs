@@ -10,13 +10,21 @@
 
 pub mod entry;
 
-#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
+#[cfg_attr(
+    not(any(feature = "redis", feature = "memcached")),
+    allow(dead_code, reason = "what only shared memories need")
+)]
 pub mod control;
-#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
+#[cfg_attr(
+    not(any(feature = "redis", feature = "memcached")),
+    allow(dead_code, reason = "what only shared memories need")
+)]
 pub mod node;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 mod slots;
 
+#[cfg(feature = "memcached")]
+pub mod memcached;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
@@ -124,6 +132,8 @@ pub enum Filled {
     Fenced,
     /// Refused: the entry was invalidated, evicted, or its lock ended.
     Gone,
+    /// Refused: the memory takes nothing so large. What was there is gone.
+    TooBig,
 }
 
 /// What a memory holds under a key, for people.
@@ -276,6 +286,9 @@ pub enum AnyCache {
     /// Redis or Valkey, in a cluster.
     #[cfg(feature = "redis")]
     Cluster(redis::cluster::ClusterCache),
+    /// Memcached.
+    #[cfg(feature = "memcached")]
+    Memcached(memcached::MemcachedCache),
     /// In this process.
     Memory(memory::MemoryCache),
 }
@@ -289,6 +302,8 @@ impl AnyCache {
             Self::Redis(cache) => Self::Redis(cache.attach()),
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => Self::Cluster(cache.attach()),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => Self::Memcached(cache.attach()),
             Self::Memory(cache) => Self::Memory(cache.clone()),
         }
     }
@@ -299,6 +314,8 @@ impl AnyCache {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(_) | Self::Cluster(_) => "redis",
+            #[cfg(feature = "memcached")]
+            Self::Memcached(_) => "memcached",
             Self::Memory(_) => "memory",
         }
     }
@@ -311,6 +328,8 @@ impl AnyCache {
             Self::Redis(cache) => cache.connections(),
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.connections(),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => cache.connections(),
             Self::Memory(_) => 0,
         }
     }
@@ -323,6 +342,8 @@ impl AnyCache {
             Self::Redis(cache) => cache.owes(),
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.owes(),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => cache.owes(),
             Self::Memory(_) => false,
         }
     }
@@ -338,6 +359,8 @@ impl AnyCache {
             Self::Redis(cache) => cache.health(),
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.health(),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => cache.health(),
             Self::Memory(cache) => cache.health(),
         }
     }
@@ -353,6 +376,10 @@ impl AnyCache {
             Self::Cluster(cache) => {
                 cache.nodes().into_iter().map(|(number, node)| (number, AnyNode::Redis(Box::new(node)))).collect()
             }
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => {
+                cache.node().map(|node| (0, AnyNode::Memcached(Box::new(node)))).into_iter().collect()
+            }
             Self::Memory(cache) => cache.node().map(|node| (0, AnyNode::Memory(node))).into_iter().collect(),
         }
     }
@@ -365,6 +392,8 @@ impl AnyCache {
             Self::Cluster(cache) => cache.changed(),
             #[cfg(feature = "redis")]
             Self::Redis(_) => Box::pin(std::future::pending()),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(_) => Box::pin(std::future::pending()),
             Self::Memory(_) => Box::pin(std::future::pending()),
         }
     }
@@ -377,6 +406,11 @@ impl AnyCache {
             Self::Redis(cache) => vec![cache.memory()],
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.memories(),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => {
+                let address = cache.address().to_owned();
+                vec![Memory { address, health: cache.health(), staleness: cache.staleness() }]
+            }
             Self::Memory(cache) => {
                 vec![Memory { address: "memory".into(), health: cache.health(), staleness: cache.staleness() }]
             }
@@ -385,13 +419,18 @@ impl AnyCache {
 
     /// What each server says of itself, by its address: `INFO` as text, or why there is none in words. Those that were not
     /// tried yet are waited for, for `patience` at most.
-    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "only servers are asked"))]
+    #[cfg_attr(
+        not(any(feature = "redis", feature = "memcached")),
+        allow(clippy::unused_async, reason = "only servers are asked")
+    )]
     pub async fn infos(&self, patience: Duration) -> Vec<(String, Result<String, String>)> {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => vec![(cache.address().to_owned(), cache.info(patience).await)],
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.infos(patience).await,
+            #[cfg(feature = "memcached")]
+            Self::Memcached(_) => Vec::new(),
             Self::Memory(_) => {
                 _ = patience;
                 Vec::new()
@@ -407,18 +446,25 @@ impl AnyCache {
             Self::Redis(cache) => cache.staleness(),
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.staleness(),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => cache.staleness(),
             Self::Memory(cache) => cache.staleness(),
         }
     }
 
     /// Waits until there is a connection, for `patience` at most.
-    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "only servers are waited for"))]
+    #[cfg_attr(
+        not(any(feature = "redis", feature = "memcached")),
+        allow(clippy::unused_async, reason = "only servers are waited for")
+    )]
     pub async fn connected(&self, patience: Duration) {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.connected(patience).await,
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.connected(patience).await,
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => cache.connected(patience).await,
             // It is here.
             Self::Memory(_) => _ = patience,
         }
@@ -435,6 +481,11 @@ impl AnyCache {
             }
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => {
+                cache.declare(mappings);
+                cache.settled(patience).await;
+            }
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => {
                 cache.declare(mappings);
                 cache.settled(patience).await;
             }
@@ -459,6 +510,8 @@ macro_rules! each {
             AnyCache::Redis($cache) => $call.await,
             #[cfg(feature = "redis")]
             AnyCache::Cluster($cache) => $call.await,
+            #[cfg(feature = "memcached")]
+            AnyCache::Memcached($cache) => $call.await,
             AnyCache::Memory($cache) => $call.await,
         }
     };

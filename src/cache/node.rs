@@ -4,6 +4,8 @@ use std::future::Future;
 
 use super::CacheError;
 use super::control::{Control, Ids};
+#[cfg(feature = "memcached")]
+use super::memcached::MemcachedNode;
 use super::memory::MemoryNode;
 #[cfg(feature = "redis")]
 use super::redis::RedisNode;
@@ -69,6 +71,9 @@ pub enum AnyNode {
     /// Redis or Valkey.
     #[cfg(feature = "redis")]
     Redis(Box<RedisNode>),
+    /// Memcached.
+    #[cfg(feature = "memcached")]
+    Memcached(Box<MemcachedNode>),
     /// In this process.
     Memory(MemoryNode),
 }
@@ -80,6 +85,8 @@ impl AnyNode {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(node) => node.address(),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(node) => node.address(),
             Self::Memory(_) => "memory",
         }
     }
@@ -90,6 +97,8 @@ impl Node for AnyNode {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(node) => node.look().await,
+            #[cfg(feature = "memcached")]
+            Self::Memcached(node) => node.look().await,
             Self::Memory(node) => node.look().await,
         }
     }
@@ -98,6 +107,8 @@ impl Node for AnyNode {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(node) => node.advance(looked, step).await,
+            #[cfg(feature = "memcached")]
+            Self::Memcached(node) => node.advance(looked, step).await,
             Self::Memory(node) => node.advance(looked, step).await,
         }
     }
@@ -106,6 +117,8 @@ impl Node for AnyNode {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(node) => node.concerns(looked, key),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(node) => node.concerns(looked, key),
             Self::Memory(node) => node.concerns(looked, key),
         }
     }
@@ -114,6 +127,8 @@ impl Node for AnyNode {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(node) => node.database_answers(yes),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(node) => node.database_answers(yes),
             Self::Memory(node) => node.database_answers(yes),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{failed, load, misconfigured, runtime, say, store};
 use crate::app::{look, open_cache};
 use crate::cache::AnyCache;
+use crate::cache::memcached::MemcachedCache;
 use crate::catalog::{Capture, Resource, State, called};
 use crate::config::{AccessLevel, Config, Env, InvalidationMode, LogFormat};
 use crate::store::{AnyStore, Store};
@@ -146,11 +147,46 @@ async fn suggest(store: &AnyStore, query: &Resource, name: &str) {
     }
 }
 
+async fn memcached(config: &Config, cache: &MemcachedCache, findings: &mut Findings) {
+    let profile = match cache.profile().await {
+        Ok(profile) => profile,
+        Err(error) => {
+            findings.error(&format!("cache: {} can't be used: {error}", config.cache.url));
+            return;
+        }
+    };
+    let megabytes = profile.memory >> 20;
+    Findings::ok(&format!("cache: memcached {} answers, with {megabytes} MiB for items", profile.version));
+    // The header of an entry and that of the item come on top.
+    let needed = config.cache.max_entry as u64 + 1024;
+    if needed > profile.item_size {
+        Findings::warning(&format!(
+            "cache: it takes items of up to {} bytes, and cache.max_entry is {}: what lies between is not cached; start it with -I {}m, \
+             or lower cache.max_entry",
+            profile.item_size,
+            config.cache.max_entry,
+            needed.div_ceil(1 << 20)
+        ));
+    }
+    if profile.evicts {
+        Findings::ok("cache: it makes room for what is new");
+    } else {
+        Findings::warning("cache: it was started with -M: once full it refuses fills, and is not used; leave -M out");
+    }
+}
+
 async fn cache(config: &Config, findings: &mut Findings) -> anyhow::Result<()> {
     let cache = open_cache(config)?;
-    if let AnyCache::Memory(_) = cache {
-        Findings::ok("cache: in this process");
-        return Ok(());
+    match &cache {
+        AnyCache::Memory(_) => {
+            Findings::ok("cache: in this process");
+            return Ok(());
+        }
+        AnyCache::Memcached(cache) => {
+            memcached(config, cache, findings).await;
+            return Ok(());
+        }
+        AnyCache::Redis(_) | AnyCache::Cluster(_) => {}
     }
     // The lane connects by itself; give it the time that a slow network takes.
     let infos = cache.infos(Duration::from_secs(3)).await;

@@ -17,7 +17,7 @@ use super::{SecretUrl, units};
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
     /// `redis://`, `rediss://`, `valkey://`, `valkeys://`, `redis+sentinel://h1,h2,h3/NAME`, `redis+cluster://h1,h2,h3`,
-    /// `rediss+cluster://h1,h2,h3` or `memory:` (in this process alone). Also `CACHE_URL` or
+    /// `rediss+cluster://h1,h2,h3`, `memcached://` or `memory:` (in this process alone). Also `CACHE_URL` or
     /// `REDIS_URL`, or composed of `CACHE_ENGINE CACHE_HOST CACHE_PORT`. Default `memory:`, where none of these says
     /// otherwise.
     #[cfg_attr(feature = "config", schemars(extend("default" = "memory:")))]

@@ -160,14 +160,12 @@ fn cache(cache: &Cache) -> Result<(), Fault> {
                 return fault(&["cache", "key_prefix"], message);
             }
         }
-        scheme @ "memcached" => {
-            return fault(&["cache", "url"], format!("{scheme}: is not built yet"));
-        }
+        "memcached" => memcached(cache)?,
         _ if cache.url.is_empty() => {
             return fault(&["cache", "url"], "is empty; set it, or leave it out for memory:");
         }
         scheme => {
-            let known = "redis://, rediss://, valkey://, valkeys://, redis+sentinel://, redis+cluster://, rediss+cluster:// or memory:";
+            let known = "redis://, rediss://, valkey://, valkeys://, redis+sentinel://, redis+cluster://, rediss+cluster://, memcached:// or memory:";
             return fault(&["cache", "url"], unknown_scheme(scheme, known));
         }
     }
@@ -179,6 +177,31 @@ fn cache(cache: &Cache) -> Result<(), Fault> {
     }
     if cache.local.max_bytes == 0 {
         return fault(&["cache", "local", "max_bytes"], "must be at least 1");
+    }
+    Ok(())
+}
+
+/// Memcached knows no password and no spaces in keys, and this service one of them at a time.
+fn memcached(cache: &Cache) -> Result<(), Fault> {
+    let url = cache.url.expose();
+    let rest = url.strip_prefix("memcached://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    let problem = match rest {
+        None | Some("") => "names no host; write it like memcached://cache:11211",
+        Some(rest) if rest.contains('@') => "has credentials: memcached with a password is not built yet",
+        Some(rest) if rest.contains(',') => "names several hosts: one memcached is all that is built yet",
+        Some(rest) if rest.contains(['/', '?', '#']) => {
+            "has more than a host and a port; write it like memcached://cache:11211"
+        }
+        Some(_) => "",
+    };
+    if !problem.is_empty() {
+        return fault(&["cache", "url"], problem);
+    }
+    if cache.ca_file.is_some() {
+        return fault(&["cache", "ca_file"], "memcached over TLS is not built yet; leave it out");
+    }
+    if cache.key_prefix.len() > 100 || !cache.key_prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return fault(&["cache", "key_prefix"], "must be at most 100 visible ASCII characters for memcached");
     }
     Ok(())
 }
@@ -212,6 +235,12 @@ fn lives(path: &[&str], values: &Defaults, config: &Config) -> Result<(), Fault>
     }
     if !values.refresh_ahead.is_finite() || values.refresh_ahead < 0.0 {
         return fault("refresh_ahead", "must be 0 or more");
+    }
+    if !values.local_ttl.is_zero() && config.cache.url.scheme() == "memcached" {
+        return fault(
+            "local_ttl",
+            "can't be used with memcached, which has no stream of changes; leave it out or use redis://",
+        );
     }
     if !values.local_ttl.is_zero() && config.invalidation.mode == InvalidationMode::None {
         return fault("local_ttl", "needs invalidation.mode outbox or wal");

@@ -109,6 +109,7 @@ impl ResourceMetrics {
             Filled::Stored => 0,
             Filled::Fenced => 1,
             Filled::Gone => 2,
+            Filled::TooBig => 3,
         };
         self.fills[index].inc();
     }

@@ -10,12 +10,64 @@ use tokio::task::JoinSet;
 use crate::app::{App, migrate};
 use crate::faults::Proxy;
 use crate::ledger::{Ledger, Read};
-use crate::servers::{Kind, Postgres, Redis};
+use crate::servers::{Kind, Memcached, Postgres, Redis};
 
 pub const REPLICAS: usize = 3;
 const ROWS: usize = 120;
 const READERS: usize = 12;
 const WRITERS: usize = 3;
+
+/// What speaks Redis' protocol under this name.
+pub fn kind(engine: &str) -> Kind {
+    if engine == "valkey" { Kind::Valkey } else { Kind::Redis }
+}
+
+/// The cache that the replicas share.
+pub enum Memory {
+    Redis(Redis),
+    Memcached(Memcached),
+}
+
+impl Memory {
+    async fn start(engine: &str) -> Self {
+        match engine {
+            // What is persisted lags behind by up to a second: after a crash it comes back with old data.
+            "redis" | "valkey" => {
+                Self::Redis(Redis::start_as(kind(engine), &["--appendonly", "yes", "--appendfsync", "everysec"]).await)
+            }
+            "memcached" => Self::Memcached(Memcached::start().await),
+            other => panic!("no drill knows {other:?}; say redis, valkey or memcached"),
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Redis(redis) => redis.port(),
+            Self::Memcached(memcached) => memcached.port(),
+        }
+    }
+
+    pub async fn start_again(&mut self) {
+        match self {
+            Self::Redis(redis) => redis.start_again().await,
+            Self::Memcached(memcached) => memcached.start_again().await,
+        }
+    }
+
+    pub fn pause(&self) {
+        match self {
+            Self::Redis(redis) => redis.pause(),
+            Self::Memcached(memcached) => memcached.pause(),
+        }
+    }
+
+    pub fn resume(&self) {
+        match self {
+            Self::Redis(redis) => redis.resume(),
+            Self::Memcached(memcached) => memcached.resume(),
+        }
+    }
+}
 
 /// Everything that takes part.
 pub struct Fleet {
@@ -24,11 +76,11 @@ pub struct Fleet {
     /// Each replica's own way to the cache and to the database.
     pub to_cache: Vec<Proxy>,
     pub to_database: Vec<Proxy>,
-    pub redis: tokio::sync::Mutex<Redis>,
+    pub cache: tokio::sync::Mutex<Memory>,
     pub postgres: tokio::sync::Mutex<Postgres>,
     database: String,
     mode: String,
-    pub kind: Kind,
+    pub engine: String,
     /// Follows the first primary, in good and in bad days.
     standby: Option<Postgres>,
     /// Where outside writers find the database.
@@ -39,11 +91,10 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// `mode`: how the replicas learn of changes; `kind`: what the cache is; `follows`: fills may read from a standby.
-    pub async fn start(mode: String, kind: Kind, follows: bool) -> Self {
+    /// `mode`: how the replicas learn of changes; `engine`: what they cache in; `follows`: fills may read from a standby.
+    pub async fn start(mode: String, engine: &str, follows: bool) -> Self {
         let postgres = Postgres::start_with(&["max_wal_senders=10"]).await;
-        // What is persisted lags behind by up to a second: after a crash it comes back with old data.
-        let redis = Redis::start_as(kind, &["--appendonly", "yes", "--appendfsync", "everysec"]).await;
+        let cache = Memory::start(engine).await;
         let database = postgres.create_database().await;
         let schema = format!(
             "CREATE TABLE item (id int PRIMARY KEY, kind int, v bigint NOT NULL);
@@ -54,7 +105,7 @@ impl Fleet {
         let standby = if follows { Some(Postgres::standby(here(postgres.port())).await) } else { None };
         let (mut to_cache, mut to_database) = (Vec::new(), Vec::new());
         for _ in 0..REPLICAS {
-            to_cache.push(Proxy::to(here(redis.port())).await);
+            to_cache.push(Proxy::to(here(cache.port())).await);
             to_database.push(Proxy::to(here(postgres.port())).await);
         }
         let fleet = Self {
@@ -63,11 +114,11 @@ impl Fleet {
             to_cache,
             to_database,
             primary: Mutex::new(postgres.port()),
-            redis: tokio::sync::Mutex::new(redis),
+            cache: tokio::sync::Mutex::new(cache),
             postgres: tokio::sync::Mutex::new(postgres),
             database: database.name.clone(),
             mode,
-            kind,
+            engine: engine.to_owned(),
             standby,
             writing: tokio::sync::RwLock::default(),
             ledger: Ledger::new(ROWS),
@@ -86,10 +137,11 @@ impl Fleet {
             format!(", replica_url: \"postgres://postgres@{}/{}\"", here(standby.port()), self.database)
         });
         format!(
-            "database: {{ url: \"postgres://postgres@{}/{}\"{follower} }}\ncache: {{ url: \"redis://{}\" }}\n\
+            "database: {{ url: \"postgres://postgres@{}/{}\"{follower} }}\ncache: {{ url: \"{}://{}\" }}\n\
              access: {{ write: public }}\ninvalidation: {{ mode: {} }}\nresources: {{ item: {{ write: [update], ttl: 5s }} }}\n",
             self.to_database[replica].addr(),
             self.database,
+            self.engine,
             self.to_cache[replica].addr(),
             self.mode,
         )

@@ -27,15 +27,12 @@ fn main() -> ExitCode {
     let value = |name: &str| std::env::args().skip_while(|arg| arg != name).nth(1);
     let seconds: f64 = value("--seconds").and_then(|number| number.parse().ok()).unwrap_or(1.5);
     let mode = value("--mode").unwrap_or_else(|| "outbox".to_owned());
-    let kind = match value("--cache").as_deref() {
-        Some("valkey") => servers::Kind::Valkey,
-        _ => servers::Kind::Redis,
-    };
+    let cache = value("--cache").unwrap_or_else(|| "redis".to_owned());
     let follows = value("--standby").is_some_and(|answer| answer == "yes");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime should start");
     let broken = runtime.block_on(async {
-        let fleet = Arc::new(Fleet::start(mode, kind, follows).await);
+        let fleet = Arc::new(Fleet::start(mode, &cache, follows).await);
         let crowd = fleet.crowd();
         phases::run(&fleet, Duration::from_secs_f64(seconds)).await;
         if follows {

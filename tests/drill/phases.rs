@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::faults::Proxy;
-use crate::fleet::{Fleet, REPLICAS, here};
+use crate::fleet::{Fleet, Memory, REPLICAS, here, kind};
 use crate::ledger::Expect::{Bounded, ReadYourWrites};
 use crate::servers::{Postgres, Redis};
 
@@ -88,17 +88,23 @@ async fn cache(fleet: &Fleet, unit: Duration) {
     fleet.ledger.begin("cache killed, back with what it had persisted", Bounded);
     for _ in 0..3 {
         sleep(unit / 2).await;
-        fleet.redis.lock().await.start_again().await;
+        fleet.cache.lock().await.start_again().await;
     }
     sleep(unit / 2).await;
     calm(fleet, unit, "cache killed").await;
 
     fleet.ledger.begin("cache hung", Bounded);
-    fleet.redis.lock().await.pause();
+    fleet.cache.lock().await.pause();
     sleep(unit * 2).await;
-    fleet.redis.lock().await.resume();
+    fleet.cache.lock().await.resume();
     calm(fleet, unit, "cache hung").await;
 
+    if let Memory::Memcached(memcached) = &*fleet.cache.lock().await {
+        fleet.ledger.begin("cache flushed", Bounded);
+        memcached.say(b"flush_all\r\n", "OK").await;
+        sleep(unit).await;
+        calm(fleet, unit, "cache flushed").await;
+    }
     for (name, fault, mend) in [
         ("cache full", &["CONFIG", "SET", "maxmemory", "1"][..], &["CONFIG", "SET", "maxmemory", "0"][..]),
         (
@@ -108,10 +114,11 @@ async fn cache(fleet: &Fleet, unit: Duration) {
         ),
         ("cache flushed", &["FLUSHALL"], &["PING"]),
     ] {
+        let Memory::Redis(redis) = &*fleet.cache.lock().await else { break };
         fleet.ledger.begin(name, Bounded);
-        tell(&*fleet.redis.lock().await, fault).await;
+        tell(redis, fault).await;
         sleep(unit).await;
-        tell(&*fleet.redis.lock().await, mend).await;
+        tell(redis, mend).await;
         calm(fleet, unit, name).await;
     }
 }
@@ -128,10 +135,12 @@ async fn failover_of_the_cache(fleet: &Fleet, unit: Duration) {
         ("cache failed over, with writes lost", None),
         ("cache split: one replica still talks to the old master", Some(0)),
     ] {
-        let mut redis = fleet.redis.lock().await;
+        let mut cache = fleet.cache.lock().await;
+        // Nobody follows a Memcached.
+        let Memory::Redis(redis) = &*cache else { return };
         let link = Proxy::to(here(redis.port())).await;
         let (host, port) = (link.addr().ip().to_string(), link.addr().port().to_string());
-        let next = Redis::start_as(fleet.kind, &["--replicaof", &format!("{host} {port}")]).await;
+        let next = Redis::start_as(kind(&fleet.engine), &["--replicaof", &format!("{host} {port}")]).await;
         let mut conn = next.client().await;
         loop {
             let info: String = redis::cmd("INFO").arg("replication").query_async(&mut conn).await.expect("it answers");
@@ -160,8 +169,8 @@ async fn failover_of_the_cache(fleet: &Fleet, unit: Duration) {
             });
         }
         sleep(unit).await;
-        *redis = next;
-        drop(redis);
+        *cache = Memory::Redis(next);
+        drop(cache);
         calm(fleet, unit, name).await;
     }
 }

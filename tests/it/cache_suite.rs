@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cache_aside::cache::entry::{self, Fence};
+use cache_aside::cache::memcached::MemcachedCache;
 use cache_aside::cache::memory::MemoryCache;
 use cache_aside::cache::redis::RedisCache;
 use cache_aside::cache::{AnyCache, Cache, CacheError, Fill, Filled, Lease, Lookup, Place, Ticket};
 use cache_aside::config::{Config, Env};
 
 use crate::app::PATIENCE;
-use crate::servers::{Kind, Redis};
+use crate::servers::{Kind, Memcached, Redis};
 
 const LOCK: Duration = Duration::from_secs(30);
 
@@ -427,4 +428,20 @@ pub async fn no_script(kind: Kind) {
     ticket(&cache, "a").await;
     assert_eq!(stats("set", &mut beside).await, before.0 + 1);
     assert_eq!(stats("evalsha", &mut beside).await, before.1, "SET NX GET does it alone");
+}
+
+async fn connected_to(memcached: &Memcached, prefix: &str) -> AnyCache {
+    let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s }}", memcached.url());
+    let cache = AnyCache::Memcached(MemcachedCache::new(&config(&yaml), None).expect("the URL is sound"));
+    trusted(&cache).await;
+    cache
+}
+
+#[tokio::test]
+async fn memcached_keeps_the_contract() {
+    let memcached = Memcached::start().await;
+    let cache = connected_to(&memcached, "p:").await;
+    let other = cache.attach();
+    trusted(&other).await;
+    contract(&cache, &other, "p:").await;
 }

@@ -404,14 +404,17 @@ pub async fn old_data(kind: Kind) {
 
 #[tokio::test]
 async fn a_database_that_is_away_leaves_marked_hits_and_one_that_crashed_is_caught_up_with() {
+    let redis = Redis::start().await;
+    marked_hits(&redis.url()).await;
+}
+
+pub async fn marked_hits(cache: &str) {
     let mut postgres = Postgres::start().await;
     let database = postgres.create_database().await;
     database.client().await.batch_execute(SCHEMA).await.expect("the schema is sound");
-    let redis = Redis::start().await;
     let config = format!(
-        "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\" }}\naccess: {{ write: public }}\n{RESOURCES}",
+        "database: {{ url: \"{}\" }}\ncache: {{ url: \"{cache}\" }}\naccess: {{ write: public }}\n{RESOURCES}",
         database.url,
-        redis.url()
     );
     let app = App::start(&config).await;
     warm(&[&app], &["/api/item/1", "/api/item/2"]).await;

@@ -15,6 +15,7 @@ mod cluster;
 mod examples;
 mod invalidation;
 mod library;
+mod memcached;
 mod oracle;
 mod outages;
 mod queries;

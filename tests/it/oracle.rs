@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cache_aside::cache::entry::{self, Fence};
+use cache_aside::cache::memcached::MemcachedCache;
 use cache_aside::cache::memory::MemoryCache;
 use cache_aside::cache::redis::RedisCache;
 use cache_aside::cache::{AnyCache, Cache, Fill, Filled, Lease, Lookup, Place, Ticket};
@@ -17,7 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 #[allow(dead_code, reason = "no adapter can be told to evict")]
 mod model;
 
-use crate::servers::Redis;
+use crate::servers::{Memcached, Redis};
 use model::{Answer, Command, Entry};
 
 /// Nothing ends while a case runs: what ends when is for the contract suite.
@@ -119,6 +120,7 @@ async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCa
                     Filled::Stored => Answer::Stored,
                     Filled::Fenced => Answer::Fenced,
                     Filled::Gone => Answer::Gone,
+                    Filled::TooBig => panic!("a byte is too large"),
                 };
                 let (fence, value) = (number(ticket.fence), *byte);
                 (step(Command::Fill { fence, tag: TAG, value, ttl: LONG_MS, grace: 0 }), real)
@@ -191,6 +193,25 @@ fn redis_does_what_the_model_does() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         (redis, cache)
+    });
+    explore(&runtime, &cache, 400);
+}
+
+#[test]
+fn memcached_does_what_the_model_does() {
+    let runtime = Arc::new(runtime());
+    let (_memcached, cache) = runtime.block_on(async {
+        let memcached = Memcached::start().await;
+        let text = format!(
+            "database: {{ url: \"sqlite::memory:\" }}\nresources: {{ a: {{}} }}\ncache: {{ url: \"{}\", timeout: 5s }}\n",
+            memcached.url()
+        );
+        let config = Config::from_yaml(&text, "test", &Env::default()).expect("it is sound").cache;
+        let cache = AnyCache::Memcached(MemcachedCache::new(&config, None).expect("the URL is sound"));
+        while cache.health().is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        (memcached, cache)
     });
     explore(&runtime, &cache, 400);
 }

@@ -9,10 +9,10 @@ use crate::faults::Proxy;
 use crate::invalidation::{seen, warm};
 use crate::servers::{Kind, Postgres, Redis};
 
-const SCHEMA: &str =
+pub const SCHEMA: &str =
     "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item SELECT g, 0 FROM generate_series(1, 100) g;";
 
-fn config(database: &str, redis: &str) -> String {
+pub fn config(database: &str, redis: &str) -> String {
     format!(
         "database: {{ url: \"{database}\" }}\ncache: {{ url: \"{redis}\" }}\n\
          access: {{ write: public, admin: public, refresh: public }}\nresources: {{ item: {{ write: [update] }} }}\n"
@@ -20,7 +20,7 @@ fn config(database: &str, redis: &str) -> String {
 }
 
 /// Readers that go on until told to stop, counting what is not a 200 and the slowest answer.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     bad: Arc<AtomicU64>,
     slowest: Arc<AtomicU64>,
@@ -28,7 +28,7 @@ struct Load {
 }
 
 impl Load {
-    fn on(app: &App) -> Self {
+    pub fn on(app: &App) -> Self {
         let (stop, bad, slowest) = (Arc::new(AtomicBool::new(false)), Arc::default(), Arc::default());
         let readers = (0..8_u32).map(|reader| {
             let (stop, bad, slowest): (_, Arc<AtomicU64>, Arc<AtomicU64>) =
@@ -56,7 +56,7 @@ impl Load {
     }
 
     /// Ends it: the number of reads, of bad ones, and the slowest in milliseconds.
-    async fn end(self) -> (u64, u64, u64) {
+    pub async fn end(self) -> (u64, u64, u64) {
         self.stop.store(true, Ordering::Relaxed);
         let mut reads = 0;
         for reader in self.readers {
@@ -66,7 +66,7 @@ impl Load {
     }
 }
 
-async fn hits(app: &App) -> bool {
+pub async fn hits(app: &App) -> bool {
     app.get("/api/item/1").await;
     app.get("/api/item/1").await.source() == "cache"
 }

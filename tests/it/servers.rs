@@ -1,4 +1,4 @@
-//! Real Postgres and Redis servers, started by the tests that need them, each on its own port and in its own folder.
+//! Real Postgres, Redis and Memcached servers, started by the tests that need them, each on its own port and in its own folder.
 //!
 //! A test may break its server as it likes (crash it, freeze it, bring it back), so nothing is shared unless asked for
 //! with `shared()`. Nothing is left behind either, even if the test process is killed: everything lives in one folder
@@ -30,6 +30,7 @@ use std::{
 };
 
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     sync::OnceCell,
     task::spawn_blocking,
@@ -332,11 +333,82 @@ impl Redis {
     }
 }
 
+/// A Memcached server.
+pub struct Memcached {
+    server: Server,
+}
+
+impl Memcached {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts with further arguments, such as `["-m", "2"]`; they win over ours.
+    pub async fn start_with(args: &[&str]) -> Self {
+        let program = find("memcached").unwrap_or_else(|| panic!("memcached not found: apt-get install memcached"));
+        let mut server = Server::new(Engine::Memcached, &program, None);
+        // As root it insists on being told who it is to be.
+        let ours = ["-u", "root", "-l", "127.0.0.1", "-U", "0"];
+        server.args.extend(ours.iter().chain(args).map(|&arg| arg.to_owned()));
+        server.start().await;
+        Self { server }
+    }
+
+    /// The one server of this test process, for tests that keep to their own keys and break nothing.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Memcached> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    pub fn url(&self) -> String {
+        format!("memcached://127.0.0.1:{}", self.port())
+    }
+
+    pub fn port(&self) -> u16 {
+        self.server.port.number
+    }
+
+    /// Says something to the server beside the service, and answers what it says until a line that starts with `last`.
+    pub async fn say(&self, words: &[u8], last: &str) -> String {
+        let mut stream =
+            TcpStream::connect(loopback(self.port())).await.expect("the server should accept a connection");
+        stream.write_all(words).await.expect("the server should listen");
+        let mut said = Vec::new();
+        loop {
+            let read = timeout(START_DEADLINE, stream.read_buf(&mut said)).await.expect("the server should answer");
+            assert!(read.expect("the server should answer") > 0, "it hung up: {}", String::from_utf8_lossy(&said));
+            let text = String::from_utf8_lossy(&said);
+            if text.lines().any(|line| line.starts_with(last)) && text.ends_with("\r\n") {
+                return text.into_owned();
+            }
+        }
+    }
+
+    pub async fn kill(&mut self) {
+        self.server.kill().await;
+    }
+
+    /// Starts empty on the same port; a server that still runs crashes first.
+    pub async fn start_again(&mut self) {
+        self.server.start_again().await;
+    }
+
+    /// Freezes the server: the kernel still accepts connections, nobody answers them.
+    pub fn pause(&self) {
+        self.server.pause();
+    }
+
+    pub fn resume(&self) {
+        self.server.resume();
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Engine {
     Postgres,
     Redis,
     EncryptedRedis,
+    Memcached,
 }
 
 /// A server process, its port and its folder: what both engines have in common.
@@ -384,7 +456,7 @@ impl Server {
 
     async fn run_until_it_answers(&mut self) -> Result<(), String> {
         let port_option = match self.engine {
-            Engine::Postgres => "-p",
+            Engine::Postgres | Engine::Memcached => "-p",
             Engine::Redis => "--port",
             Engine::EncryptedRedis => "--tls-port",
         };
@@ -437,6 +509,13 @@ impl Server {
                     other => Err(String::from_utf8_lossy(other).into_owned()),
                 }
             }
+            Engine::Memcached => {
+                let mut stream = TcpStream::connect(loopback(self.port.number)).await.map_err(text)?;
+                stream.write_all(b"mn\r\n").await.map_err(text)?;
+                let mut answer = [0; 4];
+                stream.read_exact(&mut answer).await.map_err(text)?;
+                if answer == *b"MN\r\n" { Ok(()) } else { Err(String::from_utf8_lossy(&answer).into_owned()) }
+            }
         }
     }
 
@@ -457,7 +536,7 @@ impl Server {
         // To Postgres TERM means to wait until everybody has gone.
         self.signal(match self.engine {
             Engine::Postgres => "kill -s INT",
-            Engine::Redis | Engine::EncryptedRedis => "kill -s TERM",
+            Engine::Redis | Engine::EncryptedRedis | Engine::Memcached => "kill -s TERM",
         });
         let deadline = Instant::now() + STOP_DEADLINE;
         while self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {

@@ -3,7 +3,7 @@
 use crate::app::{App, World};
 
 /// Each evaluation of a row takes 200 ms and is counted.
-const SCHEMA: &str = "
+pub const SCHEMA: &str = "
     CREATE TABLE item (id int PRIMARY KEY, name text);
     INSERT INTO item SELECT g, 'old' FROM generate_series(1, 100) g;
     CREATE SEQUENCE evaluations;
@@ -22,7 +22,10 @@ async fn evaluations(world: &World) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_hundred_readers_at_two_replicas_make_one_query() {
-    let world = World::new(SCHEMA).await;
+    four_hundred_readers(World::new(SCHEMA).await).await;
+}
+
+pub async fn four_hundred_readers(world: World) {
     let apps = [world.app(RESOURCES).await, world.app(RESOURCES).await];
     let before = evaluations(&world).await;
     let reads = (0..400).map(|index| {
@@ -64,7 +67,10 @@ async fn load_under_way(world: &World, app: &App, path: &str) -> tokio::task::Jo
 
 #[tokio::test]
 async fn a_filler_that_pauses_while_the_row_changes_is_refused() {
-    let world = World::new(SCHEMA).await;
+    paused_filler(World::new(SCHEMA).await).await;
+}
+
+pub async fn paused_filler(world: World) {
     let (paused, other) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
     let read = load_under_way(&world, &paused, "/api/slow_item/7").await;
     paused.signal("STOP");
@@ -85,7 +91,10 @@ async fn a_filler_that_pauses_while_the_row_changes_is_refused() {
 
 #[tokio::test]
 async fn a_fill_whose_lease_was_invalidated_finds_nothing() {
-    let world = World::new(SCHEMA).await;
+    invalidated_lease(World::new(SCHEMA).await).await;
+}
+
+pub async fn invalidated_lease(world: World) {
     let app = world.app(RESOURCES).await;
     let read = load_under_way(&world, &app, "/api/slow_item/8").await;
     app.delete("/admin/cache/slow_item/8").await.expect(204);
@@ -96,7 +105,10 @@ async fn a_fill_whose_lease_was_invalidated_finds_nothing() {
 
 #[tokio::test]
 async fn a_live_filler_keeps_its_lock_for_longer_than_the_lock() {
-    let world = World::new(SCHEMA).await;
+    live_filler(World::new(SCHEMA).await).await;
+}
+
+pub async fn live_filler(world: World) {
     let (one, other) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
     let before = evaluations(&world).await;
     let (first, second) = tokio::join!(one.get("/api/slower_item/9"), other.get("/api/slower_item/9"));
@@ -107,7 +119,10 @@ async fn a_live_filler_keeps_its_lock_for_longer_than_the_lock() {
 
 #[tokio::test]
 async fn a_filler_that_dies_delays_others_by_its_lock_alone() {
-    let world = World::new(SCHEMA).await;
+    dying_filler(World::new(SCHEMA).await).await;
+}
+
+pub async fn dying_filler(world: World) {
     let (mut dying, other) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
     let before = evaluations(&world).await;
     let url = format!("{}/api/slower_item/10", dying.url);

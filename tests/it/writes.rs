@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::app::{App, World};
 use crate::faults::Proxy;
 
-const SCHEMA: &str = "
+pub const SCHEMA: &str = "
     CREATE TABLE team (id int PRIMARY KEY);
     INSERT INTO team VALUES (1), (2);
     CREATE TABLE person (
@@ -136,7 +136,10 @@ async fn if_match_guards_a_write() {
 
 #[tokio::test]
 async fn no_read_after_a_write_is_older_at_any_replica() {
-    let world = World::new(SCHEMA).await;
+    no_older(World::new(SCHEMA).await).await;
+}
+
+pub async fn no_older(world: World) {
     let (writer, reader) = (world.app(RESOURCES).await, world.app(RESOURCES).await);
     reader.get("/api/person/p1").await.expect(404);
     reader.get("/api/person?team_id=1").await.expect(200);
@@ -163,7 +166,10 @@ async fn no_read_after_a_write_is_older_at_any_replica() {
 
 #[tokio::test]
 async fn concurrent_readers_never_see_an_acknowledged_write_undone() {
-    let world = World::new(SCHEMA).await;
+    concurrent(World::new(SCHEMA).await).await;
+}
+
+pub async fn concurrent(world: World) {
     let apps = std::sync::Arc::new([world.app(RESOURCES).await, world.app(RESOURCES).await]);
     apps[0].post("/api/person", r#"{"id":"p1","name":"Ann","age":0}"#).await.expect(201);
     let acknowledged = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
@@ -206,20 +212,26 @@ async fn a_delete_by_another_spelling_takes_the_cached_row_too() {
     app.get("/api/tag/Foo").await.expect(404);
 }
 
-const HOLD: &str =
+pub const COUNTER: &str =
+    "CREATE TABLE counter (id int PRIMARY KEY, kind int, v int); INSERT INTO counter VALUES (1, 1, 0)";
+
+pub const HOLD: &str =
     "resources: { counter: { consistency: hold, write: [create, update, delete], lists: { kind: {} } } }";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_holds_no_reader_is_ever_ahead_of_another() {
+    never_ahead(World::new(COUNTER).await).await;
+}
+
+pub async fn never_ahead(world: World) {
     use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-    let world =
-        World::new("CREATE TABLE counter (id int PRIMARY KEY, kind int, v int); INSERT INTO counter VALUES (1, 1, 0)")
-            .await;
     // The writer is far from the cache: there is a long while between its commit and its invalidation.
-    let port = world.redis_url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let (scheme, rest) = world.redis_url.split_once(':').expect("a scheme");
+    let port = rest.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let far = Proxy::to(([127, 0, 0, 1], port).into()).await;
-    let config = world.config(HOLD);
-    let writer = App::start(&config.replace(&world.redis_url, &format!("redis://{}", far.addr()))).await;
+    // What the machine is busy with is not what is tested.
+    let config = world.config(HOLD).replace("key_prefix:", "timeout: 2s, key_prefix:");
+    let writer = App::start(&config.replace(&world.redis_url, &format!("{scheme}://{}", far.addr()))).await;
     let apps = std::sync::Arc::new([App::start(&config).await, App::start(&config).await]);
     far.delay(std::time::Duration::from_millis(15));
     let (seen, stop) = (std::sync::Arc::new(AtomicI64::new(0)), std::sync::Arc::new(AtomicBool::new(false)));
@@ -273,9 +285,7 @@ async fn with_holds_no_reader_is_ever_ahead_of_another() {
 
 #[tokio::test]
 async fn with_holds_nothing_is_written_while_the_cache_can_not_be_told() {
-    let world =
-        World::new("CREATE TABLE counter (id int PRIMARY KEY, kind int, v int); INSERT INTO counter VALUES (1, 1, 0)")
-            .await;
+    let world = World::new(COUNTER).await;
     let mut redis = crate::servers::Redis::start().await;
     let app = App::start(&world.config(HOLD).replace(&world.redis_url, &redis.url())).await;
     app.patch("/api/counter/1", r#"{"v":1}"#).await.expect(200);

@@ -245,7 +245,6 @@ fn schemes_are_known_unknown_or_not_built_yet() {
         let expected = format!("config.yaml:2: database.url: {scheme}: is not built yet");
         assert_eq!(database(&format!("{scheme}://h/d")), Err(expected));
     }
-    assert_eq!(cache("memcached://h"), Err("config.yaml:7: cache.url: memcached: is not built yet".into()));
     let braces = "redis+cluster://h\n  key_prefix: 'a{b}:'";
     let expected = "config.yaml:8: cache.key_prefix: braces decide which node of a cluster holds a key: leave them out";
     assert_eq!(cache(braces), Err(expected.into()));
@@ -272,4 +271,29 @@ fn schemes_are_known_unknown_or_not_built_yet() {
         replica("postgres://h/d\ninvalidation: { mode: none }"),
         Err("config.yaml:3: database.replica_url: needs invalidation.mode outbox or wal".into())
     );
+}
+
+#[test]
+fn memcached_is_told_what_it_has_not() {
+    let said = |text: &str| with(text).map(drop).unwrap_err();
+    for (url, words) in [
+        ("memcached://", "names no host"),
+        ("'memcached:h'", "names no host"),
+        ("memcached://a,b", "names several hosts"),
+        ("memcached://u:p@h", "has credentials"),
+        ("memcached://h/1", "has more than a host and a port"),
+    ] {
+        let said = said(&format!("cache:\n  url: {url}\n"));
+        assert!(said.starts_with(&format!("config.yaml:7: cache.url: {words}")), "{said}");
+        assert!(!said.contains("u:p"), "{said}");
+    }
+    let cache = "cache:\n  url: memcached://h\n";
+    for (line, words) in [
+        ("  ca_file: /a\n", "config.yaml:8: cache.ca_file: memcached over TLS"),
+        ("  key_prefix: a b\n", "config.yaml:8: cache.key_prefix: must be at most 100"),
+        ("defaults:\n  local_ttl: 1s\n", "config.yaml:9: defaults.local_ttl: can't be used with memcached"),
+    ] {
+        let said = said(&format!("{cache}{line}"));
+        assert!(said.starts_with(words), "{said}");
+    }
 }

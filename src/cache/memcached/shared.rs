@@ -1,0 +1,229 @@
+//! What all connections of a process to one Memcached have in common: where it is, and what the process owes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+
+use super::connection::Connection;
+use super::key::{Spelled, Spelling};
+use super::look::change;
+use super::wire::{Batch, Reply};
+use crate::cache::CacheError;
+use crate::cache::control::field;
+use crate::catalog::Mapping;
+use crate::config;
+
+/// Past this many owed invalidations, the whole node is invalidated instead.
+const OWED_MAX: usize = 10_000;
+/// After a round that the database did not answer, for how long that is taken to be so, in milliseconds.
+const AWAY: u64 = 3_000;
+/// Commands that go out together.
+const CHUNK: usize = 1_000;
+/// Where Memcached listens unless the URL says otherwise.
+const PORT: u16 = 11211;
+
+/// Milliseconds of a clock that is never set and that runs on while the machine sleeps.
+pub(super) fn now_ms() -> u64 {
+    #[cfg(target_os = "linux")]
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    #[cfg(not(target_os = "linux"))]
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+/// What all lanes of a process have in common.
+pub(super) struct Shared {
+    host: String,
+    port: u16,
+    pub(super) address: String,
+    pub(super) spelling: Spelling,
+    /// The key that holds the node's epoch, watermark and generations. No resource can have its name: `-` is no letter of
+    /// theirs.
+    pub(super) control_key: Spelled,
+    /// How far behind the database a hit may be, in milliseconds; `None`: nobody keeps this memory current.
+    pub(super) max_staleness: Option<u64>,
+    /// Looks that were sent before this moment count for nothing.
+    pub(super) floor: AtomicU64,
+    /// Rings when every lane should look at once.
+    pub(super) look_now: Notify,
+    /// What must be registered before anything is used here, by fingerprint.
+    pub(super) mappings: ArcSwap<HashMap<String, Mapping>>,
+    /// Until then the database is taken not to answer.
+    away: AtomicU64,
+    owed: Mutex<Owed>,
+    delivering: tokio::sync::Mutex<()>,
+    connections: Arc<AtomicUsize>,
+    /// The most that one operation may take.
+    pub(super) timeout: Duration,
+}
+
+#[derive(Default)]
+struct Owed {
+    /// Each with the number of the failure that it comes from: one that fails again while it is being delivered stays.
+    keys: HashMap<String, u64>,
+    /// All keys, since this failure; zero: not all.
+    everything: u64,
+    failures: u64,
+}
+
+/// The host and port of `memcached://host[:port]`.
+fn address(url: &str) -> anyhow::Result<(String, u16)> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    anyhow::ensure!(!rest.contains(['/', '@', '?', '#', ',']), "write it like memcached://host:11211, and no more");
+    // An IPv6 address stands in brackets.
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => {
+            (host, port.parse().with_context(|| format!("{port:?} is no port"))?)
+        }
+        _ => (rest, PORT),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    anyhow::ensure!(!host.is_empty(), "the host is missing: memcached://host:11211");
+    Ok((host.to_owned(), port))
+}
+
+impl Shared {
+    pub(super) fn new(config: &config::Cache, max_staleness: Option<Duration>) -> anyhow::Result<Self> {
+        let (host, port) = address(config.url.expose())?;
+        let spelling = Spelling::new(&config.key_prefix);
+        Ok(Self {
+            address: format!("{host}:{port}"),
+            host,
+            port,
+            control_key: spelling.of(&format!("{}cache-aside:control", config.key_prefix)),
+            spelling,
+            max_staleness: max_staleness.map(|longest| u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)),
+            floor: AtomicU64::new(0),
+            look_now: Notify::new(),
+            mappings: ArcSwap::default(),
+            away: AtomicU64::new(0),
+            owed: Mutex::default(),
+            delivering: tokio::sync::Mutex::default(),
+            connections: Arc::default(),
+            timeout: config.timeout,
+        })
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// A new connection, in the current runtime.
+    pub(super) async fn connect(&self) -> anyhow::Result<Connection> {
+        Connection::open((&self.host, self.port), self.timeout, &self.connections).await
+    }
+
+    /// Nothing is trusted before a look that is sent from now on.
+    pub(super) fn mistrust(&self) {
+        self.floor.fetch_max(now_ms() + 1, Ordering::AcqRel);
+        self.look_now.notify_waiters();
+    }
+
+    /// Whether the last round found that the database does not answer.
+    pub(super) fn database_is_away(&self) -> bool {
+        now_ms() < self.away.load(Ordering::Acquire)
+    }
+
+    pub(super) fn database_answers(&self, yes: bool) {
+        self.away.store(if yes { 0 } else { now_ms() + AWAY }, Ordering::Release);
+    }
+
+    /// Remembers invalidations that failed. Until they are delivered this process trusts nothing on the node.
+    pub(super) fn owe(&self, keys: &[&str]) {
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        owed.failures += 1;
+        let failure = owed.failures;
+        if owed.everything == 0 && owed.keys.len() + keys.len() <= OWED_MAX {
+            owed.keys.extend(keys.iter().map(|key| ((*key).to_owned(), failure)));
+        } else {
+            *owed = Owed { keys: HashMap::new(), everything: failure, failures: failure };
+        }
+        self.floor.store(u64::MAX, Ordering::Release);
+    }
+
+    /// Whether invalidations wait for delivery.
+    pub(super) fn owes(&self) -> bool {
+        self.floor.load(Ordering::Acquire) == u64::MAX
+    }
+
+    /// Delivers what is owed. Called after a look, over the connection that it went over.
+    pub(super) async fn deliver(&self, connection: &Connection) -> Result<(), CacheError> {
+        if !self.owes() {
+            return Ok(());
+        }
+        // One lane at a time: another that finds nothing left to send must not restore trust before this one is done.
+        let Ok(_delivering) = self.delivering.try_lock() else { return Ok(()) };
+        let (keys, everything) = {
+            let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+            (owed.keys.clone(), owed.everything)
+        };
+        if everything != 0 {
+            change(self, connection, |fields| {
+                fields.insert(field::EPOCH.to_owned(), fastrand::u64(1..).to_string());
+            })
+            .await?;
+        }
+        self.drop_all(connection, &keys.keys().map(String::as_str).collect::<Vec<_>>()).await?;
+        // Only what was sent is forgotten, and only now: whatever came or broke meanwhile is still owed.
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure));
+        if owed.everything == everything {
+            owed.everything = 0;
+        }
+        if owed.keys.is_empty() && owed.everything == 0 {
+            self.floor.store(now_ms() + 1, Ordering::Release);
+            self.look_now.notify_waiters();
+            tracing::info!(keys = keys.len(), everything = everything != 0, "owed invalidations were delivered");
+        }
+        Ok(())
+    }
+
+    /// Deletes whatever these keys hold, each acknowledged. What writers hold stands beside it, and stays.
+    pub(super) async fn drop_all(&self, connection: &Connection, keys: &[&str]) -> Result<(), CacheError> {
+        for some in keys.chunks(CHUNK) {
+            let mut batch = Batch::new();
+            for key in some {
+                batch.delete(&self.spelling.of(key));
+            }
+            let told = |reply: &Reply| matches!(reply, Reply::Done(_) | Reply::Missing);
+            if !connection.ask(batch).await?.iter().all(told) {
+                return Err(CacheError::Refused);
+            }
+        }
+        Ok(())
+    }
+
+    /// Declares what is cached here and which changes concern it. Nothing is trusted before it is registered.
+    pub(super) fn declare(&self, mappings: HashMap<String, Mapping>) {
+        let before = self.mappings.swap(Arc::new(mappings));
+        if *before != **self.mappings.load() {
+            self.mistrust();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::address;
+
+    #[test]
+    fn an_address_has_a_host_and_perhaps_a_port() {
+        for (url, host, port) in [
+            ("memcached://cache", "cache", 11211),
+            ("memcached://cache:1234/", "cache", 1234),
+            ("memcached://[::1]", "::1", 11211),
+            ("memcached://[::1]:9", "::1", 9),
+        ] {
+            assert_eq!(address(url).unwrap(), (host.to_owned(), port), "{url}");
+        }
+        for url in ["memcached://", "memcached://a,b", "memcached://u:p@a", "memcached://a/1", "memcached://a:x"] {
+            assert!(address(url).is_err(), "{url}");
+        }
+    }
+}
