@@ -173,8 +173,16 @@ async fn a_write_while_the_cache_is_away_is_never_followed_by_the_old_row() {
     let world = World::new(outages::SCHEMA).await;
     let memcached = Memcached::start().await;
     let proxy = Proxy::to(([127, 0, 0, 1], memcached.port()).into()).await;
-    let app = App::start(&outages::config(&world.database.url, &format!("memcached://{}", proxy.addr()))).await;
-    for (v, fault) in [(7, Proxy::cut as fn(&Proxy)), (8, Proxy::black_hole)] {
+    let config = outages::config(&world.database.url, &format!("memcached://{}", proxy.addr()));
+    let alone = App::start(&format!("{config}invalidation: {{ mode: none }}\n")).await;
+    let app = App::start(&config).await;
+    // Without rounds, only what the process owes brings it up to date.
+    let faults = [(7, Proxy::cut as fn(&Proxy), &app), (8, Proxy::black_hole, &app)];
+    for (v, fault, app) in
+        faults.into_iter().chain([(9, Proxy::cut as fn(&Proxy), &alone), (10, Proxy::black_hole, &alone)])
+    {
+        // Another's write, which without rounds is seen when it is dropped by hand.
+        app.until("dropped", async |app| app.delete("/admin/cache/item/1").await.status == 204).await;
         app.until("cached", hits).await;
         // The entry outlives the cut: the memory itself is untouched.
         fault(&proxy);

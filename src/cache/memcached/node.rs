@@ -31,8 +31,11 @@ struct Open {
     seen: Option<Seen>,
 }
 
-/// When the watermark moved last, as far as this process has seen. That decides who runs the next round, and nothing else: how
-/// old what is cached may be is told in `trust`.
+/// What is seen after a longer pause may have moved just before, in milliseconds.
+const PAUSE: u64 = 1_000;
+
+/// When the watermark moved last, as far as this process has seen. That decides who runs the next round, and whether others keep
+/// up; how old what is cached may be is told in `trust`.
 #[derive(Clone, Copy, Default)]
 struct Watermark {
     epoch: u64,
@@ -46,7 +49,7 @@ impl Watermark {
     fn learn(&mut self, epoch: u64, round: u64, now: u64) -> u64 {
         if (epoch, round) != (self.epoch, self.round) {
             // Since the last look, but not at the moment at which a round of ours would have.
-            let moved = if self.looked == 0 { now } else { self.looked + 1 };
+            let moved = if now.saturating_sub(self.looked) > PAUSE { now } else { self.looked + 1 };
             (self.epoch, self.round, self.moved) = (epoch, round, moved);
         }
         self.looked = now;
@@ -149,5 +152,23 @@ impl Node for MemcachedNode {
 
     fn database_answers(&self, yes: bool) {
         self.shared.database_answers(yes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PAUSE, Watermark};
+
+    #[test]
+    fn a_watermark_moved_when_it_was_first_seen_to_be_another() {
+        let mut watermark = Watermark::default();
+        let at = |number: u64| 1_000_000 + number;
+        assert_eq!(watermark.learn(1, 7, at(0)), at(0), "nobody knows how old it is: not at all");
+        assert_eq!(watermark.learn(1, 7, at(300)), at(0));
+        assert_eq!(watermark.learn(1, 8, at(400)), at(301));
+        assert_eq!(watermark.learn(2, 8, at(500)), at(401));
+        // After a pause it may just have moved, and somebody may keep it current.
+        let late = at(500) + PAUSE + 1;
+        assert_eq!(watermark.learn(2, 9, late), late);
     }
 }
