@@ -12,6 +12,9 @@ test: servers lint ## Everything: lints, unit tests, stories on real servers, an
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	@for features in "" redis "redis,postgres" sqlite; do \
+	  echo "the library with the features: $${features:-none}"; \
+	  cargo clippy --locked --quiet --lib --no-default-features --features "$$features" -- -D warnings || exit 1; done
 
 manifests: ## Render and judge what a cluster gets: manifests, alerts, configuration, Dockerfile
 	cargo build --locked --quiet

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::catalog::{self, Capture, Catalog, Problem, State, TableName};
 use crate::config::{Config, InvalidationMode, Query, Resource};
-use crate::http::Front;
+use crate::served::Served;
 use crate::store::{AnyStore, Captured, Store, StoreError};
 
 /// Between two looks while something is missing, and between two questions whether the database answers.
@@ -15,13 +15,13 @@ const PAUSE: Duration = Duration::from_millis(500);
 const RECHECK: Duration = Duration::from_secs(5);
 
 /// Binds the declared resources, again and again until all are served; and anew whenever a table was not as it was.
-pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
+pub(super) async fn watch_catalog(served: Served, config: Arc<Config>) {
     let mut before = BTreeMap::new();
     loop {
-        let (mut catalog, outage) = look(front.aside.store(), &config).await;
+        let (mut catalog, outage) = look(served.aside.store(), &config).await;
         if outage {
             // The database can't say what has changed, so what was found stands: hits go on.
-            keep(&mut catalog, &front.catalog.load(), config.resources.is_empty() && config.queries.is_empty());
+            keep(&mut catalog, &served.catalog.load(), config.resources.is_empty() && config.queries.is_empty());
         }
         let said: BTreeMap<String, String> = catalog.all().map(|(name, state)| (name.clone(), say(state))).collect();
         for (name, words) in &said {
@@ -42,15 +42,16 @@ pub(super) async fn watch_catalog(front: Front, config: Arc<Config>) {
             };
             // Where nobody asked for it, there is nothing to tell.
             if config.watermark().is_some() && capture != Capture::Off {
-                front.aside.metrics().capture.with_label_values(&[name]).set((capture == Capture::On).into());
+                served.aside.metrics().capture.with_label_values(&[name]).set((capture == Capture::On).into());
             }
         }
         // Before anything of it is served.
-        front.aside.declare(catalog.mappings()).await;
+        served.aside.declare(catalog.mappings()).await;
         let (ready, complete) = (catalog.is_ready(), catalog.is_complete());
-        front.catalog.store(Arc::new(catalog));
+        served.catalog.store(Arc::new(catalog));
+        served.health.looked.notify_waiters();
         if ready && complete {
-            let again = front.health.look_again.notified();
+            let again = served.health.look_again.notified();
             if tokio::time::timeout(if config.watermark().is_some() { RECHECK } else { Duration::MAX }, again)
                 .await
                 .is_ok()
@@ -244,10 +245,10 @@ async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<V
 }
 
 /// Asks the database now and then whether it answers, for /readyz.
-pub(super) async fn watch_database(front: Front) {
+pub(super) async fn watch_database(served: Served) {
     let mut before: Option<bool> = None;
     loop {
-        let answer = front.aside.store().ping().await.map_err(|error| error.to_string());
+        let answer = served.aside.store().ping().await.map_err(|error| error.to_string());
         if before != Some(answer.is_ok()) {
             match &answer {
                 Ok(()) => tracing::info!("the database answers"),
@@ -255,7 +256,7 @@ pub(super) async fn watch_database(front: Front) {
             }
             before = Some(answer.is_ok());
         }
-        front.health.database.store(Arc::new(answer));
+        served.health.database.store(Arc::new(answer));
         tokio::time::sleep(PAUSE).await;
     }
 }

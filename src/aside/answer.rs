@@ -75,6 +75,23 @@ impl Status {
     }
 }
 
+/// For people: `hit`, `stale`, `miss, stored`, `refresh`, `bypass`.
+impl std::fmt::Display for Status {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match (self.forward, self.source) {
+            (None, _) => "hit",
+            (Some(Forward::Stale), Source::Cache) => "stale",
+            (Some(Forward::Miss | Forward::Stale), _) => "miss",
+            (Some(Forward::Request), _) => "refresh",
+            (Some(Forward::Bypass), _) => "bypass",
+        })?;
+        if self.stored {
+            out.write_str(", stored")?;
+        }
+        if self.collapsed { out.write_str(", another's load") } else { Ok(()) }
+    }
+}
+
 /// An entry and how it came to be answered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {

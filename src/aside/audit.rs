@@ -12,7 +12,7 @@ use super::Core;
 use crate::cache::entry::Entry;
 use crate::cache::{Cache, Lookup};
 use crate::catalog::Target;
-use crate::store::Store;
+use crate::store::Load;
 
 /// Checks that may be under way; more are left out.
 const AT_ONCE: usize = 2;
@@ -36,7 +36,7 @@ impl Audit {
     }
 }
 
-impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
+impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
     /// Checks an entry that was a hit, if it is one of those that are audited.
     pub(super) fn audit_hit(self: &Arc<Self>, target: &Target) {
         if self.audit.hits() {

@@ -11,10 +11,12 @@ use super::{Core, LOCK};
 use crate::cache::entry::{self, Entry};
 use crate::cache::{Cache, Fill, Filled, Lease, Lookup, Place, Ticket};
 use crate::catalog::{Key, Target, What};
-use crate::store::{Row, Store, StoreError};
+use crate::store::{Load, Row, StoreError};
 
 /// The first pause between two looks at an entry that another process fills; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// No entry lives longer: a century.
+const LONGEST: Duration = Duration::from_hours(24 * 36_525);
 const LONGEST_PAUSE: Duration = Duration::from_millis(80);
 
 /// A target whose flight is led here.
@@ -50,7 +52,7 @@ struct Sorted {
 pub(super) async fn run<C, S>(core: Arc<Core<C, S>>, led: Vec<Led>, bypass: bool)
 where
     C: Cache + Clone + 'static,
-    S: Store + 'static,
+    S: Load + 'static,
 {
     let began = Instant::now();
     let flight = Flight { core: &core, began };
@@ -73,7 +75,7 @@ struct Flight<'a, C, S> {
     began: Instant,
 }
 
-impl<C: Cache + Clone + 'static, S: Store + 'static> Flight<'_, C, S> {
+impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
     /// Asks for the leases, lands what was filled meanwhile, and sorts the rest.
     async fn lease(&self, led: Vec<Led>) -> Sorted {
         let mut sorted = Sorted::default();
@@ -335,7 +337,8 @@ impl Loaded {
         let negative = self.payload.is_none();
         let payload = self.payload.clone().unwrap_or_default();
         let full = if negative { policy.negative_ttl } else { policy.ttl };
-        let ttl = full.mul_f64(1.0 - policy.jitter * fastrand::f64()).max(Duration::from_millis(1));
+        // A program may say `Duration::MAX` and mean "always".
+        let ttl = full.min(LONGEST).mul_f64(1.0 - policy.jitter * fastrand::f64()).max(Duration::from_millis(1));
         let grace = if negative { Duration::ZERO } else { policy.grace() };
         Fill {
             etag: entry::etag(&payload),
@@ -365,7 +368,7 @@ impl Fill {
     }
 }
 
-impl<C, S: Store> Core<C, S> {
+impl<C, S: Load> Core<C, S> {
     /// What an entry would be if it was filled now.
     pub(super) async fn load_one(&self, target: &Target) -> Result<Fill, StoreError> {
         let job = Job { target: target.clone(), pilot: None, ticket: None, stale: None, forward: Forward::Bypass };

@@ -22,21 +22,22 @@ mod read_many;
 #[cfg(test)]
 mod tests;
 mod write;
+mod writes;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
 pub use write::Wrote;
+pub use writes::Writes;
 
 use crate::cache::{AnyCache, Cache, CacheError};
 use crate::catalog::Mapping;
-use crate::store::Store;
+use crate::store::Load;
 use crate::telemetry::{Metrics, Throttle};
 
 /// The lock of a lease; a live filler renews it. A dead one delays readers by this much.
@@ -84,17 +85,23 @@ struct Core<C, S> {
     /// Where flights and writes run, whatever becomes of the request that began them.
     runtime: Handle,
     /// Writes under way: a commit whose invalidation was not sent yet must not be left behind.
-    writes: TaskTracker,
+    writes: Writes,
     warnings: Throttle,
     audit: audit::Audit,
     /// Which changes concern what is served.
     mappings: ArcSwap<Vec<Mapping>>,
 }
 
-impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
+impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// Puts a cache in front of a store. Loads and writes run in the runtime that calls this.
     #[must_use]
     pub fn new(cache: C, store: S, limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self::beside(cache, store, limits, metrics, Writes::default())
+    }
+
+    /// The same for one of several stores behind a cache, whose writes are settled together.
+    #[must_use]
+    pub fn beside(cache: C, store: S, limits: Limits, metrics: Arc<Metrics>, writes: Writes) -> Self {
         let flights = Flights::default();
         let core = Core {
             cache: cache.clone(),
@@ -103,7 +110,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
             limits,
             metrics,
             runtime: Handle::current(),
-            writes: TaskTracker::new(),
+            writes,
             warnings: Throttle::default(),
             audit: audit::Audit::new(limits.audit_ratio, limits.max_staleness),
             mappings: ArcSwap::default(),
@@ -127,21 +134,11 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     }
 }
 
-impl<S: Store + 'static> Aside<AnyCache, S> {
-    /// Waits until every write that was begun has ended and the cache was told of all of them, for `patience` at most.
-    pub async fn settle(&self, patience: Duration) {
-        self.core.writes.close();
-        let settled = async {
-            self.core.writes.wait().await;
-            while self.core.cache.owes() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(patience, settled).await.is_err() {
-            tracing::error!(
-                "stopping although the cache was not told of every write: entries may be stale until their TTL ends"
-            );
-        }
+impl<S: Load + 'static> Aside<AnyCache, S> {
+    /// Waits until every write that was begun has ended and the cache was told of all of them, for `patience` at most;
+    /// whether that was so.
+    pub async fn settle(&self, patience: Duration) -> bool {
+        self.core.writes.settle(&self.core.cache, patience).await
     }
 
     /// Declares which changes concern what is served from now on: to the cache, which must know it before it is used, and

@@ -10,7 +10,7 @@ use super::flight::{Arrived, Boarded, Landing, Passenger};
 use super::{Aside, Core};
 use crate::cache::{Cache, CacheError, Lookup};
 use crate::catalog::Target;
-use crate::store::Store;
+use crate::store::Load;
 use crate::telemetry::Outcome;
 
 /// How long a flight waits for those who were too late for the one before.
@@ -18,7 +18,7 @@ const GATHER: Duration = Duration::from_millis(2);
 /// So many flights in a row may end without a landing before a reader gives up.
 pub(super) const LOST: u32 = 3;
 
-impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
+impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// Reads one row or list.
     ///
     /// # Errors
@@ -142,7 +142,7 @@ impl Status {
     }
 }
 
-impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
+impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
     pub(super) fn board(&self, target: &Target) -> (Option<Led>, Passenger) {
         match self.flights.board(target.entry()) {
             Boarded::Pilot(pilot, passenger) => (Some(Led { target: target.clone(), pilot }), passenger),

@@ -11,10 +11,10 @@ use super::flight::Arrived;
 use super::read::{LOST, Path};
 use crate::cache::{Cache, Lookup, Place};
 use crate::catalog::Target;
-use crate::store::Store;
+use crate::store::Load;
 use crate::telemetry::Outcome;
 
-impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
+impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// Reads rows of one resource, answering in their order. A key that is asked for twice is read once.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use crate::cache::memory::MemoryCache;
 use crate::cache::{Cache, Lookup};
 use crate::catalog::{self, Column, Image, Key, Kind, Param, Problem, Resource, Table, TableName, Target, What};
 use crate::config::{self, Defaults};
-use crate::store::{Batch, Captured, LastWord, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
+use crate::store::{Batch, Captured, LastWord, Load, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
 use crate::telemetry::Metrics;
 
 /// What the next load does; each takes a second.
@@ -33,7 +33,7 @@ struct Script {
     turns: Arc<Mutex<Vec<Turn>>>,
 }
 
-impl Store for Script {
+impl Load for Script {
     async fn rows(&self, _: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
         self.loads.fetch_add(1, Ordering::SeqCst);
         let value = self.value.load(Ordering::SeqCst);
@@ -50,6 +50,16 @@ impl Store for Script {
         }
     }
 
+    async fn list(&self, _: &Resource, _: usize, _: &str) -> Result<Rows, StoreError> {
+        Err(StoreError::Busy)
+    }
+
+    async fn query(&self, _: &Resource, _: &[Param]) -> Result<Rows, StoreError> {
+        Err(StoreError::Busy)
+    }
+}
+
+impl Store for Script {
     async fn write(&self, _: &Resource, write: Write, _: &LastWord) -> Result<Written, WriteError> {
         let Write::Delete { key, .. } = write else { return Err(WriteError::NotFound) };
         self.value.fetch_add(1, Ordering::SeqCst);
@@ -68,16 +78,8 @@ impl Store for Script {
         Ok((resource, Vec::new()))
     }
 
-    async fn list(&self, _: &Resource, _: usize, _: &str) -> Result<Rows, StoreError> {
-        Err(StoreError::Busy)
-    }
-
     async fn captured(&self, _: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         Ok(Vec::new())
-    }
-
-    async fn query(&self, _: &Resource, _: &[Param]) -> Result<Rows, StoreError> {
-        Err(StoreError::Busy)
     }
 
     async fn announce(&self, _: &[Image]) -> Result<(), StoreError> {

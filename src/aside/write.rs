@@ -41,7 +41,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     pub async fn write(&self, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
         let (core, resource) = (Arc::clone(&self.core), Arc::clone(resource));
         let work = async move { core.write(&resource, write).await };
-        let task = self.core.writes.spawn_on(work, &self.core.runtime);
+        let task = self.core.writes.run(&self.core.runtime, work);
         match task.await {
             Ok(outcome) => outcome,
             Err(ended) => {

@@ -10,11 +10,15 @@
 
 pub mod entry;
 
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 pub mod control;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 pub mod node;
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 mod slots;
 
 pub mod memory;
+#[cfg(feature = "redis")]
 pub mod redis;
 
 use std::collections::HashMap;
@@ -267,8 +271,10 @@ pub struct Memory {
 #[derive(Clone, Debug)]
 pub enum AnyCache {
     /// Redis or Valkey.
+    #[cfg(feature = "redis")]
     Redis(redis::RedisCache),
     /// Redis or Valkey, in a cluster.
+    #[cfg(feature = "redis")]
     Cluster(redis::cluster::ClusterCache),
     /// In this process.
     Memory(memory::MemoryCache),
@@ -279,7 +285,9 @@ impl AnyCache {
     #[must_use]
     pub fn attach(&self) -> Self {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => Self::Redis(cache.attach()),
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => Self::Cluster(cache.attach()),
             Self::Memory(cache) => Self::Memory(cache.clone()),
         }
@@ -289,6 +297,7 @@ impl AnyCache {
     #[must_use]
     pub fn engine(&self) -> &'static str {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(_) | Self::Cluster(_) => "redis",
             Self::Memory(_) => "memory",
         }
@@ -298,7 +307,9 @@ impl AnyCache {
     #[must_use]
     pub fn connections(&self) -> usize {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.connections(),
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.connections(),
             Self::Memory(_) => 0,
         }
@@ -308,7 +319,9 @@ impl AnyCache {
     #[must_use]
     pub fn owes(&self) -> bool {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.owes(),
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.owes(),
             Self::Memory(_) => false,
         }
@@ -321,7 +334,9 @@ impl AnyCache {
     /// What keeps it from being used.
     pub fn health(&self) -> Result<(), CacheError> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.health(),
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.health(),
             Self::Memory(cache) => cache.health(),
         }
@@ -332,7 +347,9 @@ impl AnyCache {
     #[must_use]
     pub fn nodes(&self) -> Vec<(u64, AnyNode)> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.node().map(|node| (0, AnyNode::Redis(Box::new(node)))).into_iter().collect(),
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => {
                 cache.nodes().into_iter().map(|(number, node)| (number, AnyNode::Redis(Box::new(node)))).collect()
             }
@@ -344,8 +361,11 @@ impl AnyCache {
     #[must_use]
     pub fn changed(&self) -> BoxFuture<'_, ()> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.changed(),
-            Self::Redis(_) | Self::Memory(_) => Box::pin(std::future::pending()),
+            #[cfg(feature = "redis")]
+            Self::Redis(_) => Box::pin(std::future::pending()),
+            Self::Memory(_) => Box::pin(std::future::pending()),
         }
     }
 
@@ -353,7 +373,9 @@ impl AnyCache {
     #[must_use]
     pub fn memories(&self) -> Vec<Memory> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => vec![cache.memory()],
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.memories(),
             Self::Memory(cache) => {
                 vec![Memory { address: "memory".into(), health: cache.health(), staleness: cache.staleness() }]
@@ -363,11 +385,17 @@ impl AnyCache {
 
     /// What each server says of itself, by its address: `INFO` as text, or why there is none in words. Those that were not
     /// tried yet are waited for, for `patience` at most.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "only servers are asked"))]
     pub async fn infos(&self, patience: Duration) -> Vec<(String, Result<String, String>)> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => vec![(cache.address().to_owned(), cache.info(patience).await)],
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.infos(patience).await,
-            Self::Memory(_) => Vec::new(),
+            Self::Memory(_) => {
+                _ = patience;
+                Vec::new()
+            }
         }
     }
 
@@ -375,18 +403,24 @@ impl AnyCache {
     #[must_use]
     pub fn staleness(&self) -> Option<u64> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.staleness(),
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.staleness(),
             Self::Memory(cache) => cache.staleness(),
         }
     }
 
     /// Waits until there is a connection, for `patience` at most.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "only servers are waited for"))]
     pub async fn connected(&self, patience: Duration) {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => cache.connected(patience).await,
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.connected(patience).await,
-            Self::Memory(_) => {}
+            // It is here.
+            Self::Memory(_) => _ = patience,
         }
     }
 
@@ -394,10 +428,12 @@ impl AnyCache {
     /// most: until then nothing is read from it.
     pub async fn declare(&self, mappings: HashMap<String, Mapping>, patience: Duration) {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(cache) => {
                 cache.declare(mappings);
                 cache.settled(patience).await;
             }
+            #[cfg(feature = "redis")]
             Self::Cluster(cache) => {
                 cache.declare(mappings);
                 cache.settled(patience).await;
@@ -419,7 +455,9 @@ impl AnyCache {
 macro_rules! each {
     ($self:ident, $cache:ident => $call:expr) => {
         match $self {
+            #[cfg(feature = "redis")]
             AnyCache::Redis($cache) => $call.await,
+            #[cfg(feature = "redis")]
             AnyCache::Cluster($cache) => $call.await,
             AnyCache::Memory($cache) => $call.await,
         }

@@ -5,6 +5,7 @@ use std::future::Future;
 use super::CacheError;
 use super::control::{Control, Ids};
 use super::memory::MemoryNode;
+#[cfg(feature = "redis")]
 use super::redis::RedisNode;
 use super::slots::Holdings;
 
@@ -66,6 +67,7 @@ pub trait Node: Send + Sync {
 #[derive(Debug)]
 pub enum AnyNode {
     /// Redis or Valkey.
+    #[cfg(feature = "redis")]
     Redis(Box<RedisNode>),
     /// In this process.
     Memory(MemoryNode),
@@ -76,6 +78,7 @@ impl AnyNode {
     #[must_use]
     pub fn address(&self) -> &str {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(node) => node.address(),
             Self::Memory(_) => "memory",
         }
@@ -85,6 +88,7 @@ impl AnyNode {
 impl Node for AnyNode {
     async fn look(&self) -> Result<Looked, CacheError> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(node) => node.look().await,
             Self::Memory(node) => node.look().await,
         }
@@ -92,6 +96,7 @@ impl Node for AnyNode {
 
     async fn advance(&self, looked: &Looked, step: &Step) -> Result<bool, CacheError> {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(node) => node.advance(looked, step).await,
             Self::Memory(node) => node.advance(looked, step).await,
         }
@@ -99,6 +104,7 @@ impl Node for AnyNode {
 
     fn concerns(&self, looked: &Looked, key: &str) -> bool {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(node) => node.concerns(looked, key),
             Self::Memory(node) => node.concerns(looked, key),
         }
@@ -106,6 +112,7 @@ impl Node for AnyNode {
 
     fn database_answers(&self, yes: bool) {
         match self {
+            #[cfg(feature = "redis")]
             Self::Redis(node) => node.database_answers(yes),
             Self::Memory(node) => node.database_answers(yes),
         }

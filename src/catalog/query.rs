@@ -1,14 +1,17 @@
 //! Statements as resources: their results are rows without a key, found by the statement and its parameters.
 
-use std::fmt::Write as _;
-use std::sync::Arc;
+#[cfg(feature = "store")]
+use std::{fmt::Write as _, sync::Arc};
 
+#[cfg(feature = "store")]
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::resource::Statements;
-use super::{Capture, Policy, Resource, Table, Target, What};
-use crate::config::{self, Defaults, GenerateKey};
+use super::{Policy, Resource};
+#[cfg(feature = "store")]
+use super::{Target, What};
+use crate::config::{self, Defaults};
 
 /// What a statement is given for `$1`, `$2`…
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,38 +44,17 @@ impl Resource {
 
     fn query(name: &str, sql: &str, parameters: Vec<config::Parameter>, policy: Policy, key_prefix: &str) -> Self {
         let sql = normalised(sql);
-        let table = Table {
-            schema: None,
-            name: name.to_owned(),
-            is_view: true,
-            columns: Vec::new(),
-            primary_key: Vec::new(),
-            unique: Vec::new(),
-        };
+        // Another's result lives by other rules, though it has the same key.
+        let shape = xxh3_64(format!("{name} {} {sql}", policy.ttl.as_millis()).as_bytes());
         Self {
-            name: Arc::from(name),
-            table,
-            key: Vec::new(),
-            columns: Vec::new(),
-            lists: Vec::new(),
-            policy,
-            write: Vec::new(),
-            generate_key: GenerateKey::Database,
-            // Another's result lives by other rules, though it has the same key.
-            shape: xxh3_64(format!("{name} {} {sql}", policy.ttl.as_millis()).as_bytes()),
-            key_prefix: key_prefix.to_owned(),
             statements: Statements { row: sql, ..Statements::default() },
             parameters: Some(Parameters(parameters)),
-            depends_on: Vec::new(),
-            groups: Vec::new(),
-            list_groups: Vec::new(),
-            hold: false,
-            late: false,
-            capture: Capture::Off,
+            ..Self::bare(name, policy, key_prefix, shape)
         }
     }
 
     /// The result for these parameters.
+    #[cfg(feature = "store")]
     #[must_use]
     pub fn result_of(self: &Arc<Self>, params: Vec<Param>) -> Target {
         let mut hasher = Sha256::new();
@@ -92,6 +74,7 @@ impl Resource {
 }
 
 /// So that no two lists of parameters give the same bytes.
+#[cfg(feature = "store")]
 fn hash(hasher: &mut Sha256, param: &Param) {
     match param {
         Param::Null => hasher.update(b"n"),
@@ -163,6 +146,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "store")]
     #[test]
     fn results_are_told_apart_by_statement_and_parameters() {
         let key = |sql: &str, params: Vec<Param>| {

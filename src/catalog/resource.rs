@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+#[cfg(feature = "store")]
+use super::Kind;
 use super::{Column, Key, KeyError, Parameters, Table, Target, What, key, mapping};
 use crate::config::{Defaults, GenerateKey, WriteKind};
 use crate::store::Wanted;
@@ -133,6 +135,45 @@ pub enum Capture {
 }
 
 impl Resource {
+    /// Values that a program loads by keys of its own. Another `version` is another shape of them: older values are as
+    /// good as absent.
+    #[must_use]
+    pub fn loaded(name: &str, policy: Policy, key_prefix: &str, version: u64) -> Self {
+        Self::bare(name, policy, key_prefix, xxh3_64(format!("{name} loaded {version}").as_bytes()))
+    }
+
+    /// What no table stands behind: read only, without columns, and its changes are captured by nobody.
+    pub(super) fn bare(name: &str, policy: Policy, key_prefix: &str, shape: u64) -> Self {
+        let table = Table {
+            schema: None,
+            name: name.to_owned(),
+            is_view: true,
+            columns: Vec::new(),
+            primary_key: Vec::new(),
+            unique: Vec::new(),
+        };
+        Self {
+            name: Arc::from(name),
+            table,
+            key: Vec::new(),
+            columns: Vec::new(),
+            lists: Vec::new(),
+            policy,
+            write: Vec::new(),
+            generate_key: GenerateKey::Database,
+            shape,
+            key_prefix: key_prefix.to_owned(),
+            statements: Statements::default(),
+            parameters: None,
+            depends_on: Vec::new(),
+            groups: Vec::new(),
+            list_groups: Vec::new(),
+            hold: false,
+            late: false,
+            capture: Capture::Off,
+        }
+    }
+
     /// The key's columns.
     #[must_use]
     pub fn key_columns(&self) -> impl ExactSizeIterator<Item = &Column> {
@@ -167,6 +208,34 @@ impl Resource {
     #[must_use]
     pub fn allows(&self, kind: WriteKind) -> bool {
         self.write.contains(&kind)
+    }
+
+    /// Whether a column can be written.
+    ///
+    /// # Errors
+    ///
+    /// Why not, in words that follow its name.
+    pub fn writable(&self, name: &str) -> Result<(), &'static str> {
+        match self.shown(name) {
+            None => Err("there is no such column"),
+            Some(column) if column.generated => Err("the database computes this column"),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// A key for a new row, where the database makes none.
+    #[cfg(feature = "store")]
+    #[must_use]
+    pub fn make_key(&self) -> Option<String> {
+        let as_uuid = self.key_columns().next().is_some_and(|column| column.kind == Kind::Uuid);
+        match self.generate_key {
+            GenerateKey::Database => None,
+            GenerateKey::Ulid => {
+                let made = ulid::Ulid::new();
+                Some(if as_uuid { uuid::Uuid::from_u128(made.0).to_string() } else { made.to_string() })
+            }
+            GenerateKey::Uuidv7 => Some(uuid::Uuid::now_v7().to_string()),
+        }
     }
 
     /// The query parameter that carries keys of a batch.

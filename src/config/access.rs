@@ -1,13 +1,16 @@
 //! `access:` who may do what.
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "config")]
 use super::forms;
 
 /// Who may do what.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Access {
     /// Who may read. Default `public`.
@@ -47,7 +50,8 @@ impl Access {
 }
 
 /// Who may do something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLevel {
     /// Everybody.
@@ -60,7 +64,8 @@ pub enum AccessLevel {
 }
 
 /// What a token allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// Reading.
@@ -76,13 +81,14 @@ pub enum Scope {
 }
 
 /// A bearer token, known by its fingerprint alone.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Token {
     /// Who has it, for the log; each name once.
     pub name: String,
     /// The SHA-256 of the token, as 64 hexadecimal digits: `printf %s "$TOKEN" | sha256sum`.
-    #[schemars(with = "forms::Digest")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Digest"))]
     pub sha256: Digest,
     /// What it allows.
     pub scopes: Vec<Scope>,

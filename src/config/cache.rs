@@ -3,46 +3,51 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{SecretUrl, forms, units};
+#[cfg(feature = "config")]
+use super::forms;
+use super::{SecretUrl, units};
 
 /// The cache.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
     /// `redis://`, `rediss://`, `valkey://`, `valkeys://`, `redis+sentinel://h1,h2,h3/NAME`, `redis+cluster://h1,h2,h3`,
     /// `rediss+cluster://h1,h2,h3` or `memory:` (in this process alone). Also `CACHE_URL` or
     /// `REDIS_URL`, or composed of `CACHE_ENGINE CACHE_HOST CACHE_PORT`. Default `memory:`, where none of these says
     /// otherwise.
-    #[schemars(extend("default" = "memory:"))]
+    #[cfg_attr(feature = "config", schemars(extend("default" = "memory:")))]
     pub url: SecretUrl,
     /// Stands before every key, for a server that several services share; in a cluster without braces. Default: nothing.
     pub key_prefix: String,
     /// The most that one cache operation may take, more than 0; past it the read goes to the database. Default `100ms`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub timeout: Duration,
     /// Larger entries are served and not cached; at least 1 byte. Default `1MiB`.
     #[serde(with = "units::size")]
-    #[schemars(with = "forms::Size")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub max_entry: usize,
     /// The in-process tier, and the size of a `memory:` cache.
     pub local: Local,
     /// A file of certificates (PEM) to trust instead of the system's. Default: none.
     #[serde(deserialize_with = "units::some_text")]
-    #[schemars(with = "forms::Text")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Text"))]
     pub ca_file: Option<PathBuf>,
 }
 
 /// The in-process tier.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Local {
     /// The most that it holds, at least 1 byte. Default `64MiB`.
     #[serde(with = "units::size")]
-    #[schemars(with = "forms::Size")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub max_bytes: usize,
 }
 

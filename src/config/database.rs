@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{SecretUrl, forms, units};
+#[cfg(feature = "config")]
+use super::forms;
+use super::{SecretUrl, units};
 
 /// The database.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     /// `postgres://user:password@host/name`, `sqlite:FILE` or `sqlite::memory:`. Also `DATABASE_URL`, or composed of
@@ -23,16 +27,16 @@ pub struct Database {
     pub queue: u32,
     /// The database itself ends a statement that takes longer; more than 0. Default `2s`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub statement_timeout: Duration,
     /// A streaming standby of PostgreSQL, with the same user: fills read there where it provably shows enough. Default:
     /// none.
     #[serde(deserialize_with = "units::some_text")]
-    #[schemars(with = "forms::Text")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Text"))]
     pub replica_url: Option<SecretUrl>,
     /// A file of certificates (PEM) to trust instead of the system's. Default: none.
     #[serde(deserialize_with = "units::some_text")]
-    #[schemars(with = "forms::Text")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Text"))]
     pub ca_file: Option<PathBuf>,
 }
 

@@ -5,6 +5,7 @@
 #[error("{0}")]
 pub struct ConfigError(String);
 
+#[cfg(feature = "config")]
 impl ConfigError {
     /// An error with its whole message.
     pub(super) fn new(message: impl Into<String>) -> Self {
@@ -13,6 +14,7 @@ impl ConfigError {
 }
 
 /// Where a value came from.
+#[cfg(feature = "config")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// A line of the file.
@@ -23,6 +25,7 @@ pub(super) enum Origin {
     Absent,
 }
 
+#[cfg(feature = "config")]
 impl Origin {
     /// An error about the value of `path`, in the file called `name`.
     pub(super) fn error(&self, name: &str, path: &[String], message: &str) -> ConfigError {
@@ -34,6 +37,11 @@ impl Origin {
         let key = if path.is_empty() { String::new() } else { format!("{}: ", spell(path)) };
         ConfigError(format!("{place}: {key}{message}"))
     }
+}
+
+/// What is wrong with the value of `path`, where nobody knows a place for it.
+pub(super) fn fault(path: &[String], message: &str) -> ConfigError {
+    ConfigError(format!("{}: {message}", spell(path)))
 }
 
 /// A path as people write it: `resources.users.key`, `access.tokens[0].name`. A list's steps are `[0]`, `[1]`…

@@ -2,20 +2,24 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, forms, units};
+#[cfg(feature = "config")]
+use super::forms;
+use super::{Config, units};
 
 /// How the cache learns of changes.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Invalidation {
     /// Where changes are read from. Default `outbox`.
     pub mode: InvalidationMode,
     /// No unmarked hit is further behind the database than this; more than 0. Default `1s`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub max_staleness: Duration,
 }
 
@@ -26,7 +30,8 @@ impl Default for Invalidation {
 }
 
 /// Where changes are read from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum InvalidationMode {
     /// Triggers that write changes into an outbox table.

@@ -2,33 +2,37 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Config, Query, Resource, forms, units};
+#[cfg(feature = "config")]
+use super::forms;
+use super::{Config, Query, Resource, units};
 
 /// How long things live, unless a resource or query says otherwise.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Defaults {
     /// Entries are fresh for this long, more than 0. Also `CACHE_TTL`, in seconds. Default `1h`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub ttl: Duration,
     /// Each TTL is drawn from `[ttl*(1-jitter), ttl]`; 0 to 1. Default 0.1.
     #[serde(deserialize_with = "units::number")]
     pub ttl_jitter: f64,
     /// How long "not found" is cached; `0s`: never. Default `5s`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub negative_ttl: Duration,
     /// How long past its TTL an entry may still be served when the database fails. Default `10m`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub stale_if_error: Duration,
     /// How long past its TTL an entry is served while one reader refreshes it. Default `0s`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub stale_while_revalidate: Duration,
     /// The beta of `XFetch`, 0 or more; 0: nothing is refreshed before its TTL ends. Default 1.
     #[serde(deserialize_with = "units::number")]
@@ -36,7 +40,7 @@ pub struct Defaults {
     /// How long the in-process tier may hold an entry; `0s`: not at all. More needs `invalidation.mode` outbox or wal.
     /// Default `0s`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub local_ttl: Duration,
 }
 
@@ -82,35 +86,36 @@ impl Config {
 macro_rules! overriding {
     ($(#[$meta:meta])* pub struct $name:ident { $($fields:tt)* }) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, schemars::JsonSchema)]
+        #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize)]
+        #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
         #[serde(default, deny_unknown_fields)]
         pub struct $name {
             $($fields)*
             /// Overrides `defaults.ttl`.
             #[serde(with = "units::some_duration")]
-            #[schemars(with = "Option<forms::Duration>")]
+            #[cfg_attr(feature = "config", schemars(with = "Option<forms::Duration>"))]
             pub ttl: Option<std::time::Duration>,
             /// Overrides `defaults.ttl_jitter`.
             #[serde(deserialize_with = "units::some_number")]
             pub ttl_jitter: Option<f64>,
             /// Overrides `defaults.negative_ttl`.
             #[serde(with = "units::some_duration")]
-            #[schemars(with = "Option<forms::Duration>")]
+            #[cfg_attr(feature = "config", schemars(with = "Option<forms::Duration>"))]
             pub negative_ttl: Option<std::time::Duration>,
             /// Overrides `defaults.stale_if_error`.
             #[serde(with = "units::some_duration")]
-            #[schemars(with = "Option<forms::Duration>")]
+            #[cfg_attr(feature = "config", schemars(with = "Option<forms::Duration>"))]
             pub stale_if_error: Option<std::time::Duration>,
             /// Overrides `defaults.stale_while_revalidate`.
             #[serde(with = "units::some_duration")]
-            #[schemars(with = "Option<forms::Duration>")]
+            #[cfg_attr(feature = "config", schemars(with = "Option<forms::Duration>"))]
             pub stale_while_revalidate: Option<std::time::Duration>,
             /// Overrides `defaults.refresh_ahead`.
             #[serde(deserialize_with = "units::some_number")]
             pub refresh_ahead: Option<f64>,
             /// Overrides `defaults.local_ttl`.
             #[serde(with = "units::some_duration")]
-            #[schemars(with = "Option<forms::Duration>")]
+            #[cfg_attr(feature = "config", schemars(with = "Option<forms::Duration>"))]
             pub local_ttl: Option<std::time::Duration>,
         }
 

@@ -2,8 +2,10 @@
 
 use serde::Deserialize;
 
+#[cfg(feature = "config")]
+use super::forms;
 use super::lifetimes::overriding;
-use super::{forms, units};
+use super::units;
 
 overriding! {
     /// A query that is served.
@@ -11,7 +13,7 @@ overriding! {
         /// The statement, with `$1`, `$2`… for its parameters. Required.
         pub sql: String,
         /// The parameters in order: names, or `{name, default}`. Default: none.
-        #[schemars(with = "Vec<forms::Parameter>")]
+        #[cfg_attr(feature = "config", schemars(with = "Vec<forms::Parameter>"))]
         pub params: Vec<Parameter>,
         /// The tables whose change drops its results. Default: none, so that only the TTL does.
         pub depends_on: Vec<String>,

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "config")]
+use super::forms;
 use super::lifetimes::overriding;
-use super::{forms, units};
+use super::units;
 
 overriding! {
     /// A table or view that is served.
@@ -16,7 +19,7 @@ overriding! {
         pub table: String,
         /// The column that identifies a row, or a list of them; each once. Default: the primary key.
         #[serde(deserialize_with = "units::one_or_many")]
-        #[schemars(with = "forms::Names")]
+        #[cfg_attr(feature = "config", schemars(with = "forms::Names"))]
         pub key: Vec<String>,
         /// The columns that are shown, each once, the key's among them. Default: all.
         pub columns: Option<Vec<String>>,
@@ -25,7 +28,7 @@ overriding! {
         /// What may be written, each kind once. Default: nothing.
         pub write: Vec<WriteKind>,
         /// Lists of rows by the value of a column. Default: none.
-        #[schemars(with = "forms::Named<List>")]
+        #[cfg_attr(feature = "config", schemars(with = "forms::Named<List>"))]
         pub lists: BTreeMap<String, List>,
         /// For a view: the tables whose change drops its rows. Default: none.
         pub depends_on: Vec<String>,
@@ -35,12 +38,13 @@ overriding! {
 }
 
 /// A list of rows by the value of a column.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct List {
     /// Overrides the resource's `ttl`; more than 0.
     #[serde(with = "units::some_duration")]
-    #[schemars(with = "Option<forms::Duration>")]
+    #[cfg_attr(feature = "config", schemars(with = "Option<forms::Duration>"))]
     pub ttl: Option<Duration>,
     /// `name`, `name desc` or several of them with commas between; ties are broken by the key. Default: the key.
     pub order_by: Option<String>,
@@ -56,7 +60,8 @@ impl Default for List {
 }
 
 /// Who makes the key of a new row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum GenerateKey {
     /// The service: a ULID.
@@ -69,7 +74,8 @@ pub enum GenerateKey {
 }
 
 /// A kind of write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum WriteKind {
     /// POST.
@@ -81,7 +87,8 @@ pub enum WriteKind {
 }
 
 /// What is promised to concurrent readers and writers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
     /// Stale fills are refused.

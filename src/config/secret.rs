@@ -1,12 +1,14 @@
 //! URLs that hold passwords: printed without them.
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// A URL whose password is in no log and no message.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(transparent)]
-#[schemars(inline)]
+#[cfg_attr(feature = "config", schemars(inline))]
 pub struct SecretUrl(String);
 
 impl SecretUrl {

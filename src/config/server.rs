@@ -3,42 +3,46 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 
-use super::{forms, units};
+#[cfg(feature = "config")]
+use super::forms;
+use super::units;
 
 /// The HTTP server.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Address and port of the API. Default `0.0.0.0:8080`.
     #[serde(deserialize_with = "address")]
-    #[schemars(with = "String")]
+    #[cfg_attr(feature = "config", schemars(with = "String"))]
     pub listen: SocketAddr,
     /// Address and port for /metrics, health and /admin; without it they are on the API's port. Default: none.
     #[serde(deserialize_with = "some_address")]
-    #[schemars(with = "forms::Text")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Text"))]
     pub management_listen: Option<SocketAddr>,
     /// A request that is not answered by then gets 504; more than 0. Default `10s`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub request_timeout: Duration,
     /// The largest request body, at least 1 byte; past it 413. Default `1MiB`.
     #[serde(with = "units::size")]
-    #[schemars(with = "forms::Size")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub max_body: usize,
     /// The most keys of one batch, at least 1. Default 1000.
     #[serde(deserialize_with = "units::number")]
     pub max_batch: usize,
     /// After SIGTERM: unready, but still accepting, until load balancers know. Default `3s`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub drain_delay: Duration,
     /// Then requests under way have this long. Default `30s`.
     #[serde(with = "units::duration")]
-    #[schemars(with = "forms::Duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub shutdown_timeout: Duration,
     /// Origins whose pages may call the API, like `https://shop.example`; `*` for all. Default: none.
     pub cors_origins: Vec<String>,

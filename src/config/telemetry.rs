@@ -1,12 +1,14 @@
 //! `telemetry:` logs and traces.
 
+#[cfg(feature = "config")]
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::units;
 
 /// Logs and traces.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
     /// The form of the log. Default `json`. What is logged is chosen with `RUST_LOG`.
@@ -37,7 +39,8 @@ impl Default for Telemetry {
 }
 
 /// The form of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object per line.

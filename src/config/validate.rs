@@ -2,17 +2,45 @@
 
 use std::collections::HashSet;
 
-use super::error::Origin;
-use super::tree::Node;
+use super::error;
 use super::{
     Cache, Config, ConfigError, Consistency, Database, Defaults, GenerateKey, InvalidationMode, Query, Resource,
 };
 use super::{SecretUrl, Server};
+#[cfg(feature = "config")]
+use super::{error::Origin, tree::Node};
 
 /// What is wrong: the path of the value, and words.
 type Fault = (Vec<String>, String);
 
+impl Cache {
+    /// Judges the section alone.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], which names the key of the first thing that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        cache(self).map_err(|(path, message)| error::fault(&path, &message))
+    }
+}
+
+impl Config {
+    /// Judges a configuration that was made in code: ranges, names, and values that must fit each other. Those that were
+    /// loaded are judged already.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], which names the key of the first thing that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.database.url.is_empty() {
+            return Err(error::fault(&["database".to_owned(), "url".to_owned()], "is missing"));
+        }
+        judge(self).map_err(|(path, message)| error::fault(&path, &message))
+    }
+}
+
 /// Finds the first thing that is wrong. `from_file`: without a file the resources come from the database.
+#[cfg(feature = "config")]
 pub(super) fn check(config: &Config, root: &Node, name: &str, from_file: bool) -> Result<(), ConfigError> {
     // Said without a line, since there is none, and with the key in the sentence.
     if config.database.url.is_empty() {

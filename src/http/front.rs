@@ -1,23 +1,21 @@
 //! What every request has at hand, and the frame around each: identity, measurement, errors.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actix_web::http::Method;
 use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
 
 use super::access::Gate;
 use super::problem::Problem;
 use crate::aside::Aside;
 use crate::cache::AnyCache;
 use crate::catalog::{Catalog, Policy, Resource, State};
-use crate::invalidation::Troubles;
+use crate::served::Health;
 use crate::store::AnyStore;
-use crate::telemetry::Throttle;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -36,33 +34,6 @@ pub struct Settings {
     pub key_prefix: String,
     /// What this version does not do of what was asked; `/readyz?verbose` says so.
     pub not_built_yet: Vec<String>,
-}
-
-/// How the service is, as its watches see it.
-#[derive(Debug)]
-pub struct Health {
-    /// The database's last answer; the error is in words.
-    pub database: ArcSwap<Result<(), String>>,
-    /// Why the cache can't be kept current, where it can't.
-    pub rounds: Arc<Troubles>,
-    /// SIGTERM came: no new requests, please.
-    pub draining: AtomicBool,
-    /// Rings when a table was not as the catalog knows it.
-    pub look_again: Notify,
-    /// Requests fail by the thousand where one does.
-    pub warnings: Throttle,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Self {
-            database: ArcSwap::from_pointee(Err("not asked yet".into())),
-            rounds: Arc::default(),
-            draining: AtomicBool::new(false),
-            look_again: Notify::new(),
-            warnings: Throttle::default(),
-        }
-    }
 }
 
 /// One per worker.

@@ -19,7 +19,7 @@ mod write;
 use actix_web::web;
 
 pub use access::Gate;
-pub use front::{Front, Health, Settings};
+pub use front::{Front, Settings};
 
 /// The API: `/api`, and the management paths too where they have no port of their own.
 pub fn api(front: &web::Data<Front>, with_management: bool) -> impl FnOnce(&mut web::ServiceConfig) + use<> {

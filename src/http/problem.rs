@@ -183,6 +183,7 @@ impl From<StoreError> for Problem {
                 Self { cause, look_again: true, ..Self::unavailable("the table has changed; it is looked at anew") }
             }
             StoreError::Refused(cause) => Self::internal(cause),
+            StoreError::Loader(error) => Self::internal(error.to_string()),
         }
     }
 }

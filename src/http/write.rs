@@ -11,8 +11,7 @@ use super::front::Front;
 use super::problem::Problem;
 use super::{body, conditional, reply};
 use crate::aside::Wrote;
-use crate::catalog::{Key, Kind, Resource, What};
-use crate::config::GenerateKey;
+use crate::catalog::{Key, Resource, What};
 use crate::store::{Body, Write};
 
 /// What a path segment can't hold as it is, and the comma that separates a key's parts.
@@ -44,7 +43,7 @@ pub(super) async fn create(
 ) -> Result<HttpResponse, Problem> {
     let mut body = body::row(front, request, payload, false).await?;
     check(resource, &body)?;
-    if let (Some(made), Some(column)) = (make_key(resource), resource.key_columns().next())
+    if let (Some(made), Some(column)) = (resource.make_key(), resource.key_columns().next())
         && body.get(&column.name).is_none_or(|given| given.get() == "null")
     {
         let key = serde_json::value::to_raw_value(&made).map_err(|error| Problem::internal(error.to_string()))?;
@@ -115,27 +114,9 @@ fn key(resource: &Arc<Resource>, parts: Vec<String>) -> Result<Key, Problem> {
 /// Columns that can't be written are refused before the database is bothered.
 fn check(resource: &Resource, body: &Body) -> Result<(), Problem> {
     for (name, _) in body.iter() {
-        match resource.shown(name) {
-            None => return Err(Problem::unprocessable(name, "there is no such column")),
-            Some(column) if column.generated => {
-                return Err(Problem::unprocessable(name, "the database computes this column"));
-            }
-            Some(_) => {}
-        }
+        resource.writable(name).map_err(|words| Problem::unprocessable(name, words))?;
     }
     Ok(())
-}
-
-fn make_key(resource: &Resource) -> Option<String> {
-    let as_uuid = resource.key_columns().next().is_some_and(|column| column.kind == Kind::Uuid);
-    match resource.generate_key {
-        GenerateKey::Database => None,
-        GenerateKey::Ulid => {
-            let made = ulid::Ulid::new();
-            Some(if as_uuid { uuid::Uuid::from_u128(made.0).to_string() } else { made.to_string() })
-        }
-        GenerateKey::Uuidv7 => Some(uuid::Uuid::now_v7().to_string()),
-    }
 }
 
 async fn run(front: &Front, resource: &Arc<Resource>, write: Write) -> Result<Wrote, Problem> {

@@ -11,7 +11,9 @@
 //! leader, no lock that outlives its owner, and nothing is ever marked as delivered.
 
 mod plan;
+#[cfg(feature = "rounds")]
 mod rounds;
 
 pub use plan::{Plan, plan};
+#[cfg(feature = "rounds")]
 pub use rounds::{Pace, Rounds, Trouble, Troubles};

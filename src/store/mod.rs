@@ -4,13 +4,19 @@
 //! writes. Its errors say what a caller can do; what the database said of a value is turned into columns' names here,
 //! so that no SQL leaves this room.
 
+#[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "sqlite")]
 pub mod sqlite;
+
+pub mod loader;
 
 mod changes;
 mod write;
 
+use std::error::Error;
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -78,7 +84,23 @@ pub enum StoreError {
     /// Anything else that the database refused.
     #[error("the database refused the statement: {0}")]
     Refused(String),
+    /// A loader failed, in words of its own.
+    #[error(transparent)]
+    Loader(LoaderError),
 }
+
+/// What a loader failed with. One failure answers all who waited for that load, so it is shared.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the loader failed: {0}")]
+pub struct LoaderError(pub Arc<dyn Error + Send + Sync>);
+
+impl PartialEq for LoaderError {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for LoaderError {}
 
 impl StoreError {
     /// A label for metrics.
@@ -92,27 +114,19 @@ impl StoreError {
             Self::BadStatement(_) => "bad_statement",
             Self::Changed(_) => "schema_changed",
             Self::Refused(_) => "refused",
+            Self::Loader(_) => "loader",
         }
     }
 
     /// Whether the database itself is in trouble, rather than this one statement: the moment to serve what is stale.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Busy | Self::TimedOut)
+        matches!(self, Self::Unavailable(_) | Self::Busy | Self::TimedOut | Self::Loader(_))
     }
 }
 
-/// A database of rows.
-pub trait Store: Send + Sync {
-    /// The table or view of this name; `None` where there is none.
-    fn describe(&self, name: &TableName) -> impl Future<Output = Result<Option<Table>, StoreError>> + Send;
-
-    /// Every table that a connection without further ado sees.
-    fn tables(&self) -> impl Future<Output = Result<Vec<Table>, StoreError>> + Send;
-
-    /// Writes the resource's statements and tries them on the database.
-    fn prepare(&self, resource: Resource) -> impl Future<Output = Result<(Resource, Vec<Problem>), StoreError>> + Send;
-
+/// What a miss needs: where the rows of keys, of lists and of statements are loaded from.
+pub trait Load: Send + Sync {
     /// The rows of these keys, in their order, with one statement.
     fn rows(&self, resource: &Resource, keys: &[&Key]) -> impl Future<Output = Result<Batch, StoreError>> + Send;
 
@@ -126,6 +140,18 @@ pub trait Store: Send + Sync {
 
     /// The rows that a resource's statement gives for these parameters, in their order; cut where they are too many.
     fn query(&self, resource: &Resource, params: &[Param]) -> impl Future<Output = Result<Rows, StoreError>> + Send;
+}
+
+/// A database of rows.
+pub trait Store: Load {
+    /// The table or view of this name; `None` where there is none.
+    fn describe(&self, name: &TableName) -> impl Future<Output = Result<Option<Table>, StoreError>> + Send;
+
+    /// Every table that a connection without further ado sees.
+    fn tables(&self) -> impl Future<Output = Result<Vec<Table>, StoreError>> + Send;
+
+    /// Writes the resource's statements and tries them on the database.
+    fn prepare(&self, resource: Resource) -> impl Future<Output = Result<(Resource, Vec<Problem>), StoreError>> + Send;
 
     /// Runs one write in a transaction of its own. What it did is shown to `last` before it is committed.
     fn write(
@@ -157,29 +183,38 @@ pub struct Connections {
 }
 
 /// The database of a running service, chosen once from the URL's scheme.
+#[cfg(feature = "store")]
 #[derive(Clone, Debug)]
 pub enum AnyStore {
     /// PostgreSQL.
+    #[cfg(feature = "postgres")]
     Postgres(postgres::PostgresStore),
     /// SQLite, in a file or in memory.
+    #[cfg(feature = "sqlite")]
     Sqlite(sqlite::SqliteStore),
 }
 
+#[cfg(feature = "store")]
 macro_rules! each {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {
+            #[cfg(feature = "postgres")]
             AnyStore::Postgres($store) => $call.await,
+            #[cfg(feature = "sqlite")]
             AnyStore::Sqlite($store) => $call.await,
         }
     };
 }
 
+#[cfg(feature = "store")]
 impl AnyStore {
     /// What `db.system.name` calls it.
     #[must_use]
     pub fn engine(&self) -> &'static str {
         match self {
+            #[cfg(feature = "postgres")]
             Self::Postgres(_) => "postgresql",
+            #[cfg(feature = "sqlite")]
             Self::Sqlite(_) => "sqlite",
         }
     }
@@ -188,7 +223,9 @@ impl AnyStore {
     #[must_use]
     pub fn connections(&self) -> Connections {
         match self {
+            #[cfg(feature = "postgres")]
             Self::Postgres(store) => store.connections(),
+            #[cfg(feature = "sqlite")]
             Self::Sqlite(store) => store.connections(),
         }
     }
@@ -196,7 +233,12 @@ impl AnyStore {
     /// How many loads went to a replica since this was asked last, and why others did not.
     #[must_use]
     pub fn replica_reads(&self) -> Vec<(&'static str, u64)> {
-        if let Self::Postgres(store) = self { store.replica_reads().collect() } else { Vec::new() }
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => store.replica_reads().collect(),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(_) => Vec::new(),
+        }
     }
 }
 
@@ -206,6 +248,22 @@ pub fn origin(text: &str) -> u64 {
     if text.is_empty() { 0 } else { xxhash_rust::xxh3::xxh3_64(text.as_bytes()).max(1) }
 }
 
+#[cfg(feature = "store")]
+impl Load for AnyStore {
+    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
+        each!(self, store => store.rows(resource, keys))
+    }
+
+    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
+        each!(self, store => store.list(resource, index, value))
+    }
+
+    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+        each!(self, store => store.query(resource, params))
+    }
+}
+
+#[cfg(feature = "store")]
 impl Store for AnyStore {
     async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
         each!(self, store => store.describe(name))
@@ -217,18 +275,6 @@ impl Store for AnyStore {
 
     async fn prepare(&self, resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
         each!(self, store => store.prepare(resource))
-    }
-
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
-        each!(self, store => store.rows(resource, keys))
-    }
-
-    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
-        each!(self, store => store.list(resource, index, value))
-    }
-
-    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
-        each!(self, store => store.query(resource, params))
     }
 
     async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {

@@ -189,47 +189,73 @@ impl std::fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Declares every metric.
+    /// Everything that a service tells, in a registry of its own.
     ///
     /// # Errors
     ///
     /// Two metrics of one name: a mistake in this file.
-    #[expect(clippy::too_many_lines, reason = "a table: one entry per metric")]
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let metrics = Self {
+        let metrics = Self::within(&Registry::new())?;
+        let registry = &metrics.registry;
+        registry.register(Box::new(metrics.hit_ratio.clone()))?;
+        registry.register(Box::new(metrics.miss_ratio.clone()))?;
+        registry.register(Box::new(metrics.http_requests.clone()))?;
+        registry.register(Box::new(metrics.http_durations.clone()))?;
+        let build = register(
+            registry,
+            GaugeVec::new(Opts::new("cache_aside_build_info", "The running version; always 1"), &["version"])?,
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        let started = register(
+            registry,
+            Gauge::new("cache_aside_start_time_seconds", "When the service started, since the epoch")?,
+        )?;
+        started.set(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64());
+        #[cfg(all(feature = "server", target_os = "linux"))]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// What a cache tells inside another program: the `cache_aside_…` metrics, in that program's registry.
+    ///
+    /// # Errors
+    ///
+    /// Metrics of these names are registered already: one cache per registry.
+    #[expect(clippy::too_many_lines, reason = "a table: one entry per metric")]
+    pub fn within(registry: &Registry) -> prometheus::Result<Self> {
+        Ok(Self {
             requests: counters(
-                &registry,
+                registry,
                 "cache_aside_requests_total",
                 "Reads of entries, by the tier that answered and the result",
                 &["resource", "tier", "result"],
             )?,
             durations: histograms(
-                &registry,
+                registry,
                 "cache_aside_request_duration_seconds",
                 "Time from a parsed read to its answer",
                 &["resource", "result"],
             )?,
             fills: counters(
-                &registry,
+                registry,
                 "cache_aside_fills_total",
                 "Values offered to the cache; fenced and gone are stale values that were refused",
                 &["resource", "outcome"],
             )?,
             coalesced: counters(
-                &registry,
+                registry,
                 "cache_aside_coalesced_total",
                 "Reads that were answered by another's load",
                 &["resource"],
             )?,
             invalidations: counters(
-                &registry,
+                registry,
                 "cache_aside_invalidations_total",
                 "Invalidated entries, by what asked for it",
                 &["resource", "path"],
             )?,
             invalidation_lag: register(
-                &registry,
+                registry,
                 Histogram::with_opts(
                     HistogramOpts::new(
                         "cache_aside_invalidation_lag_seconds",
@@ -239,35 +265,35 @@ impl Metrics {
                 )?,
             )?,
             outbox_rows: register(
-                &registry,
+                registry,
                 IntGauge::new(
                     "cache_aside_outbox_rows",
                     "Changes that the database keeps for caches; counted up to 1000001",
                 )?,
             )?,
             slot_lag: register(
-                &registry,
+                registry,
                 IntGauge::new(
                     "cache_aside_replication_slot_lag_bytes",
                     "Log that the decoder has not told of yet (invalidation.mode wal)",
                 )?,
             )?,
             slot_retained: register(
-                &registry,
+                registry,
                 IntGauge::new(
                     "cache_aside_replication_slot_retained_bytes",
                     "Log that the database keeps for the decoder (invalidation.mode wal)",
                 )?,
             )?,
             staleness: register(
-                &registry,
+                registry,
                 GaugeVec::new(
                     Opts::new("cache_aside_staleness_seconds", "How far behind the database this cache node may be"),
                     &["node"],
                 )?,
             )?,
             untrusted: register(
-                &registry,
+                registry,
                 CounterVec::new(
                     Opts::new(
                         "cache_aside_untrusted_seconds_total",
@@ -277,94 +303,82 @@ impl Metrics {
                 )?,
             )?,
             consistency_checks: counters(
-                &registry,
+                registry,
                 "cache_aside_consistency_checks_total",
                 "Entries that the auditor compared with the database; stale ones are a broken promise",
                 &["resource", "result"],
             )?,
             capture: register(
-                &registry,
+                registry,
                 IntGaugeVec::new(
                     Opts::new("cache_aside_capture_complete", "Whether changes of a resource by anybody are captured"),
                     &["resource"],
                 )?,
             )?,
             hit_ratio: gauges(
-                &registry,
                 "cache_aside_hit_ratio",
                 "Share of reads answered from a cache over the last five minutes",
             )?,
             miss_ratio: gauges(
-                &registry,
                 "cache_aside_miss_ratio",
                 "Share of reads answered by the database over the last five minutes",
             )?,
             cache_operations: histograms(
-                &registry,
+                registry,
                 "cache_aside_cache_operation_duration_seconds",
                 "Round trips to the cache",
                 &["operation"],
             )?,
             store_durations: histograms(
-                &registry,
+                registry,
                 "cache_aside_store_query_duration_seconds",
                 "Statements of the database, with the wait for a connection",
                 &["resource", "operation"],
             )?,
             replica_reads: counters(
-                &registry,
+                registry,
                 "cache_aside_replica_reads_total",
                 "Loads that went to the replica, and those that did not because it was behind, unfit or away",
                 &["outcome"],
             )?,
             store_queries: counters(
-                &registry,
+                registry,
                 "cache_aside_store_queries_total",
                 "Statements sent to the database",
                 &["resource", "operation"],
             )?,
             errors: counters(
-                &registry,
+                registry,
                 "cache_aside_errors_total",
                 "Errors of the cache and the database, and panics",
                 &["component", "kind"],
             )?,
             pool_connections: register(
-                &registry,
+                registry,
                 IntGaugeVec::new(
                     Opts::new("cache_aside_pool_connections", "Connections, and requests that wait for one"),
                     &["backend", "state"],
                 )?,
             )?,
-            http_requests: counters(
-                &registry,
-                "http_requests_total",
-                "HTTP requests by matched route",
+            http_requests: IntCounterVec::new(
+                Opts::new("http_requests_total", "HTTP requests by matched route"),
                 &["method", "route", "status"],
             )?,
-            http_durations: histograms(
-                &registry,
-                "http_request_duration_seconds",
-                "Time to answer HTTP requests, by matched route",
+            http_durations: HistogramVec::new(
+                HistogramOpts::new("http_request_duration_seconds", "Time to answer HTTP requests, by matched route")
+                    .buckets(BUCKETS.to_vec()),
                 &["method", "route"],
             )?,
             resources: ArcSwap::default(),
             all: Mutex::default(),
-            registry,
-        };
-        let build = register(
-            &metrics.registry,
-            GaugeVec::new(Opts::new("cache_aside_build_info", "The running version; always 1"), &["version"])?,
-        )?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        let started = register(
-            &metrics.registry,
-            Gauge::new("cache_aside_start_time_seconds", "When the service started, since the epoch")?,
-        )?;
-        started.set(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64());
-        #[cfg(target_os = "linux")]
-        metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(metrics)
+            registry: registry.clone(),
+        })
+    }
+
+    /// Where they are registered.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// The counters of a resource; the same ones at every call.
@@ -517,6 +531,7 @@ fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> p
     register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), labels)?)
 }
 
-fn gauges(registry: &Registry, name: &str, help: &str) -> prometheus::Result<GaugeVec> {
-    register(registry, GaugeVec::new(Opts::new(name, help), &["resource"])?)
+/// Not registered: they are set when a service is asked for its metrics.
+fn gauges(name: &str, help: &str) -> prometheus::Result<GaugeVec> {
+    GaugeVec::new(Opts::new(name, help), &["resource"])
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cache_aside::app::{look, open_store};
 use cache_aside::catalog::{Key, KeyError, Resource, State, What};
 use cache_aside::config::{Config, Env};
-use cache_aside::store::{AnyStore, Body, LastWord, Precondition, Store, StoreError, Write, WriteError};
+use cache_aside::store::{AnyStore, Body, LastWord, Load, Precondition, Store, StoreError, Write, WriteError};
 
 use crate::servers::Postgres;
 

@@ -331,14 +331,28 @@ impl RedisCache {
         CacheError::Refused
     }
 
-    /// What became of keys that were to be dropped.
-    fn told(&self, live: &Live, outcome: redis::RedisResult<NotHere<'_>>) -> Result<(), CacheError> {
-        match outcome {
-            Ok(not_here) if not_here.is_harmless(&live.control.load()) => Ok(()),
-            Ok(not_here) if not_here.moved.is_empty() => Err(CacheError::Elsewhere),
-            Ok(_) => Err(self.refused("MOVED")),
-            Err(error) => Err(self.failed(&error)),
-        }
+    /// What became of keys that were to be dropped; what is not known to be gone is owed.
+    fn told(
+        &self,
+        live: Result<Arc<Live>, CacheError>,
+        outcome: redis::RedisResult<NotHere<'_>>,
+        keys: &[&str],
+        spare: bool,
+    ) -> Result<(), CacheError> {
+        let failure = match (live, outcome) {
+            (Ok(_), Ok(not_here)) if not_here.is_empty() => return Ok(()),
+            // Should it come back, it counts for nothing; but some lane may not have seen yet that it has left.
+            (Ok(live), Ok(not_here)) if not_here.is_harmless(&live.control.load()) => {
+                return Err(CacheError::Untrusted);
+            }
+            (Ok(_), Ok(not_here)) if not_here.moved.is_empty() => CacheError::Elsewhere,
+            (Ok(_), Ok(_)) => self.refused("MOVED"),
+            (Ok(_), Err(error)) => self.failed(&error),
+            (Err(error), _) => error,
+        };
+        self.shared.owe(keys, spare);
+        self.lane.wake.notify_one();
+        Err(failure)
     }
 
     /// What an entry must carry to be of use; `None`: nothing here is, since the key may have been another node's.
@@ -655,19 +669,12 @@ impl Cache for RedisCache {
         if let Some(local) = &self.local {
             local.forget(keys);
         }
-        let outcome = async {
-            let live = self.live().await?;
-            unlink::unlink(&self.shared, &mut live.conn.clone(), keys)
-                .await
-                .map(drop)
-                .map_err(|error| self.failed(&error))
+        let live = self.live().await;
+        let outcome = match &live {
+            Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys).await,
+            Err(_) => Ok(NotHere::default()),
         };
-        let outcome = outcome.await;
-        if outcome.is_err() {
-            self.shared.owe(keys, false);
-            self.lane.wake.notify_one();
-        }
-        outcome
+        self.told(live, outcome, keys, false)
     }
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
@@ -686,17 +693,13 @@ impl Cache for RedisCache {
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
-        let outcome = async {
-            let live = self.live().await?;
-            let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
-            self.told(&live, unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await)
+        let live = self.live().await;
+        let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
+        let outcome = match &live {
+            Ok(live) => unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await,
+            Err(_) => Ok(NotHere::default()),
         };
-        let outcome = outcome.await;
-        if outcome.is_err() {
-            self.shared.owe(keys, true);
-            self.lane.wake.notify_one();
-        }
-        outcome
+        self.told(live, outcome, keys, true)
     }
 
     async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {

@@ -28,6 +28,10 @@ impl<'k> NotHere<'k> {
         self.moved.extend(other.moved);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.left.is_empty() && self.moved.is_empty()
+    }
+
     /// Whether nothing is to be feared from them: none is another node's, and what comes back will be noticed.
     pub(super) fn is_harmless(&self, control: &Control) -> bool {
         self.moved.is_empty() && self.left.iter().all(|key| control.misses(key))

@@ -36,7 +36,9 @@ use self::connect::{Connector, Origin};
 pub use self::feed::Feed;
 use self::replica::Replica;
 pub use self::wal::Decoder;
-use super::{Batch, Captured, Connections, LastWord, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
+use super::{
+    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+};
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 use crate::config;
 
@@ -317,6 +319,42 @@ impl<'a> FromSql<'a> for Text {
     }
 }
 
+impl Load for PostgresStore {
+    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
+        if let [key] = keys {
+            let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+                key.parts().iter().map(|part| part as _).collect();
+            let (found, origin) = self.read(resource, &resource.statements.row, &params).await?;
+            let row = found.first().map(|row| sql::row(row, key)).transpose().map_err(error)?;
+            return Ok(Batch { rows: vec![row], origin });
+        }
+        let columns: Vec<Vec<&str>> =
+            (0..resource.key.len()).map(|part| keys.iter().map(|key| key.parts()[part].as_str()).collect()).collect();
+        let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+            columns.iter().map(|column| column as _).collect();
+        let (found, origin) = self.read(resource, &resource.statements.rows, &params).await?;
+        Ok(Batch { rows: sql::in_order(resource, keys, &found).map_err(error)?, origin })
+    }
+
+    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
+        let (found, origin) = self.read(resource, &resource.statements.lists[index], &[&value]).await?;
+        let limit = resource.lists[index].limit;
+        let mut json = BytesMut::from(&b"["[..]);
+        for (position, row) in found.iter().take(limit).enumerate() {
+            if position > 0 {
+                json.put_u8(b',');
+            }
+            json.put_slice(&row.try_get::<_, Text>(0).map_err(error)?.0);
+        }
+        json.put_u8(b']');
+        Ok(Rows { json: json.freeze(), truncated: found.len() > limit, origin })
+    }
+
+    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+        self.result(resource, params).await
+    }
+}
+
 impl Store for PostgresStore {
     async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
         let checked = self.checkout().await?;
@@ -359,40 +397,6 @@ impl Store for PostgresStore {
             }
         }
         Ok((resource, problems))
-    }
-
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
-        if let [key] = keys {
-            let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-                key.parts().iter().map(|part| part as _).collect();
-            let (found, origin) = self.read(resource, &resource.statements.row, &params).await?;
-            let row = found.first().map(|row| sql::row(row, key)).transpose().map_err(error)?;
-            return Ok(Batch { rows: vec![row], origin });
-        }
-        let columns: Vec<Vec<&str>> =
-            (0..resource.key.len()).map(|part| keys.iter().map(|key| key.parts()[part].as_str()).collect()).collect();
-        let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-            columns.iter().map(|column| column as _).collect();
-        let (found, origin) = self.read(resource, &resource.statements.rows, &params).await?;
-        Ok(Batch { rows: sql::in_order(resource, keys, &found).map_err(error)?, origin })
-    }
-
-    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
-        let (found, origin) = self.read(resource, &resource.statements.lists[index], &[&value]).await?;
-        let limit = resource.lists[index].limit;
-        let mut json = BytesMut::from(&b"["[..]);
-        for (position, row) in found.iter().take(limit).enumerate() {
-            if position > 0 {
-                json.put_u8(b',');
-            }
-            json.put_slice(&row.try_get::<_, Text>(0).map_err(error)?.0);
-        }
-        json.put_u8(b']');
-        Ok(Rows { json: json.freeze(), truncated: found.len() > limit, origin })
-    }
-
-    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
-        self.result(resource, params).await
     }
 
     async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {

@@ -17,7 +17,9 @@ use deadpool_sqlite::{Config, Hook, HookError, Pool, Runtime};
 use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 
-use super::{Batch, Captured, Connections, LastWord, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
+use super::{
+    Batch, Captured, Connections, LastWord, Load, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+};
 use crate::catalog::{Column, Image, Key, Param, Problem, Resource, Statements, Table, TableName};
 use crate::config;
 
@@ -238,35 +240,7 @@ fn find(connection: &Connection, resource: &Resource, key: &Key) -> rusqlite::Re
     rows.next()?.map(|row| read_row(resource, row)).transpose()
 }
 
-impl Store for SqliteStore {
-    async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
-        let name = name.clone();
-        self.with(&self.inner.readers, move |connection| describe::table(connection, &name)).await
-    }
-
-    async fn tables(&self) -> Result<Vec<Table>, StoreError> {
-        self.with(&self.inner.readers, |connection| describe::tables(connection)).await
-    }
-
-    async fn prepare(&self, mut resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
-        if resource.parameters.is_some() {
-            let tried = resource.clone();
-            let wrong = self.with(&self.inner.readers, move |connection| query::check(connection, &tried)).await?;
-            return Ok((resource, wrong.map(Problem::fatal).into_iter().collect()));
-        }
-        resource.statements = statements(&resource);
-        let tried = resource.clone();
-        self.with(&self.inner.readers, move |connection| {
-            let statements = &tried.statements;
-            for sql in std::iter::once(&statements.row).chain(&statements.lists) {
-                connection.prepare_cached(sql)?;
-            }
-            Ok::<_, StoreError>(())
-        })
-        .await?;
-        Ok((resource, Vec::new()))
-    }
-
+impl Load for SqliteStore {
     async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
         let (resource, keys) = (resource.clone(), keys.iter().map(|key| (*key).clone()).collect::<Vec<_>>());
         self.with(&self.inner.readers, move |connection| {
@@ -314,6 +288,36 @@ impl Store for SqliteStore {
     async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
         let (resource, params) = (resource.clone(), params.to_vec());
         self.with(&self.inner.readers, move |connection| query::run(connection, &resource, &params)).await
+    }
+}
+
+impl Store for SqliteStore {
+    async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
+        let name = name.clone();
+        self.with(&self.inner.readers, move |connection| describe::table(connection, &name)).await
+    }
+
+    async fn tables(&self) -> Result<Vec<Table>, StoreError> {
+        self.with(&self.inner.readers, |connection| describe::tables(connection)).await
+    }
+
+    async fn prepare(&self, mut resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
+        if resource.parameters.is_some() {
+            let tried = resource.clone();
+            let wrong = self.with(&self.inner.readers, move |connection| query::check(connection, &tried)).await?;
+            return Ok((resource, wrong.map(Problem::fatal).into_iter().collect()));
+        }
+        resource.statements = statements(&resource);
+        let tried = resource.clone();
+        self.with(&self.inner.readers, move |connection| {
+            let statements = &tried.statements;
+            for sql in std::iter::once(&statements.row).chain(&statements.lists) {
+                connection.prepare_cached(sql)?;
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await?;
+        Ok((resource, Vec::new()))
     }
 
     async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {

@@ -1,0 +1,177 @@
+//! The service: HTTP servers over what is served, and the order in which all that ends.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use actix_web::dev::{Server, ServerHandle};
+use actix_web::middleware::Condition;
+use actix_web::{App as Service, HttpServer, web};
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Watches, serve};
+use crate::cache::AnyCache;
+use crate::catalog::Policy;
+use crate::config::Config;
+use crate::http::{self, Front, Gate, Settings};
+use crate::served::{Health, Served};
+use crate::store::AnyStore;
+use crate::telemetry::Metrics;
+
+/// Longer than load balancers keep idle connections, so that they close them and never write into one that just closed.
+const KEEP_ALIVE: Duration = Duration::from_mins(2);
+
+/// A service that is built and listens, but does not answer yet.
+pub struct App {
+    servers: Vec<Server>,
+    addresses: Vec<SocketAddr>,
+    front: Front,
+    drain_delay: Duration,
+    config: Arc<Config>,
+}
+
+impl App {
+    /// Builds the service around a store and a cache and binds its ports. Must run in a multi-threaded runtime, which
+    /// then does all work but that of requests that hit.
+    ///
+    /// # Errors
+    ///
+    /// Ports that can't be bound.
+    pub fn build(config: Config, store: AnyStore, cache: AnyCache) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::new()?);
+        let Served { aside, catalog, health } = serve(&config, store, cache, metrics);
+        let server = &config.server;
+        let front = Front {
+            aside,
+            catalog,
+            gate: Arc::new(Gate::new(config.access.clone())),
+            settings: Arc::new(Settings {
+                request_timeout: server.request_timeout,
+                max_body: server.max_body,
+                ad_hoc: Policy::new(&config.defaults),
+                key_prefix: config.cache.key_prefix.clone(),
+                max_batch: server.max_batch,
+                not_built_yet: config.not_built_yet(),
+            }),
+            health,
+        };
+        let management = server.management_listen.filter(|address| *address != server.listen);
+        let mut servers = Vec::new();
+        let mut addresses = Vec::new();
+        let listener = listen(server.listen)?;
+        addresses.push(listener.local_addr()?);
+        let origins = server.cors_origins.clone();
+        let attached = front.clone();
+        let api = HttpServer::new(move || {
+            // Here, in the worker's own runtime: its replies from the cache wake no other thread.
+            let front = web::Data::new(Front { aside: attached.aside.attach(), ..attached.clone() });
+            let cors = cors(&origins);
+            Service::new()
+                .wrap(Condition::new(!origins.is_empty(), cors))
+                .configure(http::api(&front, management.is_none()))
+        });
+        let grace = server.shutdown_timeout.as_secs().max(1);
+        servers.push(api.keep_alive(KEEP_ALIVE).disable_signals().shutdown_timeout(grace).listen(listener)?.run());
+        if let Some(address) = management {
+            let listener = listen(address)?;
+            addresses.push(listener.local_addr()?);
+            let front = front.clone();
+            let management =
+                HttpServer::new(move || Service::new().configure(http::management(&web::Data::new(front.clone()))));
+            let management = management.workers(1).disable_signals().shutdown_timeout(grace);
+            servers.push(management.listen(listener)?.run());
+        }
+        let drain_delay = config.server.drain_delay;
+        Ok(Self { servers, addresses, front, drain_delay, config: Arc::new(config) })
+    }
+
+    /// The address of the API and, where it has one of its own, of the management side.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves until SIGTERM or SIGINT, and then until everything that was accepted is answered.
+    ///
+    /// # Errors
+    ///
+    /// A server that fails.
+    pub async fn run_until_stopped(self) -> anyhow::Result<()> {
+        let front = self.front;
+        let served = Served {
+            aside: front.aside.clone(),
+            catalog: Arc::clone(&front.catalog),
+            health: Arc::clone(&front.health),
+        };
+        let metrics = Arc::clone(front.aside.metrics());
+        let ratios = tokio::spawn(async move { metrics.sample().await });
+        let watches = Watches::start(&served, &self.config);
+        for missing in &front.settings.not_built_yet {
+            tracing::warn!("{missing}");
+        }
+        let handles: Vec<ServerHandle> = self.servers.iter().map(Server::handle).collect();
+        let servers: Vec<_> = self.servers.into_iter().map(tokio::spawn).collect();
+        let drain = tokio::spawn(drain(front.health, handles, self.drain_delay));
+        for server in servers {
+            server.await??;
+        }
+        drain.abort();
+        front.aside.settle(self.config.server.shutdown_timeout).await;
+        drop(watches);
+        ratios.abort();
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).with_context(|| format!("{address} can't be listened on"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn cors(origins: &[String]) -> actix_cors::Cors {
+    let base = actix_cors::Cors::default()
+        .allowed_methods(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+        .allowed_headers([
+            "authorization",
+            "cache-control",
+            "content-type",
+            "if-match",
+            "if-none-match",
+            "x-request-id",
+        ])
+        .expose_headers(["age", "cache-status", "etag", "location", "server-timing", "x-request-id"])
+        .max_age(600);
+    origins.iter().fold(base, |cors, origin| {
+        if origin == "*" { cors.allow_any_origin().send_wildcard() } else { cors.allowed_origin(origin) }
+    })
+}
+
+/// SIGTERM: unready first, still accepting until load balancers know, then no new connections, then the end of those
+/// under way. A second signal cuts it short.
+async fn drain(health: Arc<Health>, servers: Vec<ServerHandle>, delay: Duration) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(delay_seconds = delay.as_secs_f64(), "stopping: not ready any more, still accepting");
+    health.draining.store(true, Ordering::Relaxed);
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: answering what was accepted");
+    let all = futures_util::future::join_all(servers.iter().map(|server| server.stop(true)));
+    tokio::select! {
+        _ = all => {}
+        _ = interrupt.recv() => {
+            futures_util::future::join_all(servers.iter().map(|server| server.stop(false))).await;
+        }
+    }
+    Ok(())
+}
