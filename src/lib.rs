@@ -61,12 +61,12 @@
 //!
 //! | feature | brings | crates |
 //! | --- | --- | --- |
-//! | (none) | the cache in memory, own loaders, metrics | 51 |
-//! | `redis` | `redis://`, `rediss://`, `valkey://`, `redis+sentinel://` | 107 |
-//! | `postgres` | [`Database`](https://docs.rs/cache-aside/latest/cache_aside/struct.Database.html) over PostgreSQL | 111 |
-//! | `sqlite` | the same over SQLite, which is compiled in | 75 |
-//! | `config` | configuration files: YAML, the environment, the JSON Schema | 60 |
-//! | `server` (default) | the service and its binary, with all of the above | 231 |
+//! | (none) | the cache in memory, own loaders, metrics | 52 |
+//! | `redis` | `redis://`, `rediss://`, `valkey://`, `redis+sentinel://`, `redis+cluster://` | 108 |
+//! | `postgres` | [`Database`](https://docs.rs/cache-aside/latest/cache_aside/struct.Database.html) over PostgreSQL | 112 |
+//! | `sqlite` | the same over SQLite, which is compiled in | 76 |
+//! | `config` | configuration files: YAML, the environment, the JSON Schema | 61 |
+//! | `server` (default) | the service and its binary, with all of the above | 232 |
 //!
 //! A program that embeds the cache says `default-features = false`:
 //!

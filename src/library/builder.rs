@@ -44,7 +44,7 @@ impl Default for Builder {
 
 impl Builder {
     /// Where the cache is: `memory:` (in this process, the default), or with the feature `redis` `redis://`, `rediss://`,
-    /// `valkey://`, `redis+sentinel://h1,h2,h3/NAME`.
+    /// `valkey://`, `redis+sentinel://h1,h2,h3/NAME`, `redis+cluster://h1,h2,h3`.
     #[must_use]
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.cache.url = SecretUrl::new(url);
