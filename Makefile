@@ -27,11 +27,11 @@ BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command
 image: ## Build the image with docker, podman or buildah; BUILD_ARGS for more
 	$(BUILDER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) -t $(IMAGE):$(VERSION) .
 
-servers: ## Install PostgreSQL and Redis from Debian's packages, where they are missing
-	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v redis-server >/dev/null && command -v setpriv >/dev/null && command -v openssl >/dev/null || { \
+servers: ## Install PostgreSQL, MariaDB and Redis from Debian's packages, where they are missing
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v redis-server >/dev/null && ls /usr/sbin/mariadbd >/dev/null 2>&1 && command -v setpriv >/dev/null && command -v openssl >/dev/null || { \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -q --no-install-recommends \
-	    postgresql redis-server util-linux openssl; }
+	    postgresql mariadb-server redis-server util-linux openssl; }
 
 drill: servers ## Every fault in turn against three replicas, for ten minutes: prints how old each read was
 	cargo test --locked --release --test drill -- --seconds 15 --mode $(or $(MODE),outbox)

@@ -25,7 +25,8 @@ use crate::config::{Config, InvalidationMode};
 use crate::http::{self, Front, Gate, Health, Settings};
 use crate::invalidation::{Pace, Rounds};
 use crate::store::AnyStore;
-use crate::store::postgres::{Decoder, Feed, PostgresStore};
+use crate::store::mysql::MysqlStore;
+use crate::store::postgres::{Decoder, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Metrics;
 
@@ -64,6 +65,7 @@ pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
 pub fn open_store(config: &Config) -> anyhow::Result<AnyStore> {
     let (database, mode) = (&config.database, config.invalidation.mode);
     Ok(match database.url.scheme() {
+        "mysql" | "mariadb" => AnyStore::Mysql(MysqlStore::new(database).context("database.url can't be used")?),
         "sqlite" => AnyStore::Sqlite(SqliteStore::new(database).context("database.url can't be used")?),
         _ => AnyStore::Postgres(PostgresStore::new(database, mode).context("database.url can't be used")?),
     })
@@ -185,9 +187,8 @@ impl App {
 /// What keeps the cache current, where somebody is to.
 fn rounds(front: &Front, config: &Config) -> Option<Rounds> {
     let (max_staleness, node) = (config.watermark()?, front.aside.cache().node()?);
-    let AnyStore::Postgres(store) = front.aside.store() else { return None };
     let pace = Pace::new(max_staleness);
-    let feed = Feed::new(store.clone(), pace.patience);
+    let feed = front.aside.store().feed(pace.patience)?;
     Some(Rounds::new(node, feed, pace, Arc::clone(front.aside.metrics()), Arc::clone(&front.health.rounds)))
 }
 

@@ -8,8 +8,7 @@ use tokio::time::Instant;
 
 use super::plan;
 use crate::cache::{AnyNode, CacheError, Looked, Node, Step};
-use crate::store::StoreError;
-use crate::store::postgres::Feed;
+use crate::store::{AnyFeed, StoreError};
 use crate::telemetry::Metrics;
 
 /// How often things happen, all in proportion to how far behind a hit may be.
@@ -82,7 +81,7 @@ fn is_former(one: &str, other: &str) -> bool {
 #[derive(Debug)]
 pub struct Rounds {
     node: AnyNode,
-    feed: Feed,
+    feed: AnyFeed,
     pace: Pace,
     metrics: Arc<Metrics>,
     trouble: Arc<ArcSwapOption<Trouble>>,
@@ -93,7 +92,7 @@ impl Rounds {
     #[must_use]
     pub fn new(
         node: AnyNode,
-        feed: Feed,
+        feed: AnyFeed,
         pace: Pace,
         metrics: Arc<Metrics>,
         trouble: Arc<ArcSwapOption<Trouble>>,

@@ -4,18 +4,22 @@
 //! writes. Its errors say what a caller can do; what the database said of a value is turned into columns' names here,
 //! so that no SQL leaves this room.
 
+pub mod mysql;
 pub mod postgres;
 pub mod sqlite;
 
 mod changes;
+mod feed;
 mod write;
 
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 pub use changes::{Captured, Change, Owed, Wanted};
+pub use feed::AnyFeed;
 pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
 /// One row, as the database wrote it.
@@ -161,6 +165,8 @@ pub struct Connections {
 pub enum AnyStore {
     /// PostgreSQL.
     Postgres(postgres::PostgresStore),
+    /// MySQL or MariaDB.
+    Mysql(mysql::MysqlStore),
     /// SQLite, in a file or in memory.
     Sqlite(sqlite::SqliteStore),
 }
@@ -169,6 +175,7 @@ macro_rules! each {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {
             AnyStore::Postgres($store) => $call.await,
+            AnyStore::Mysql($store) => $call.await,
             AnyStore::Sqlite($store) => $call.await,
         }
     };
@@ -180,6 +187,7 @@ impl AnyStore {
     pub fn engine(&self) -> &'static str {
         match self {
             Self::Postgres(_) => "postgresql",
+            Self::Mysql(_) => "mysql",
             Self::Sqlite(_) => "sqlite",
         }
     }
@@ -189,7 +197,28 @@ impl AnyStore {
     pub fn connections(&self) -> Connections {
         match self {
             Self::Postgres(store) => store.connections(),
+            Self::Mysql(store) => store.connections(),
             Self::Sqlite(store) => store.connections(),
+        }
+    }
+
+    /// Its feed of changes, where it tells of any; a question that takes longer than `patience` has failed.
+    #[must_use]
+    pub fn feed(&self, patience: Duration) -> Option<AnyFeed> {
+        match self {
+            Self::Postgres(store) => Some(AnyFeed::Postgres(postgres::Feed::new(store.clone(), patience))),
+            Self::Mysql(store) => Some(AnyFeed::Mysql(mysql::Feed::new(store.clone(), patience))),
+            Self::Sqlite(_) => None,
+        }
+    }
+
+    /// The schema whose tables need no prefix, where that is known.
+    #[must_use]
+    pub fn own_schema(&self) -> Option<&str> {
+        match self {
+            Self::Postgres(_) => Some("public"),
+            Self::Mysql(store) => store.database(),
+            Self::Sqlite(_) => None,
         }
     }
 }
