@@ -11,6 +11,7 @@ mod access;
 mod cache_suite;
 mod cli;
 mod invalidation;
+mod mysql;
 mod oracle;
 mod outages;
 mod queries;

@@ -150,7 +150,7 @@ async fn origin(conn: &mut Conn) -> Result<String, Error> {
             said => said?,
         };
         match said {
-            Some((_, read_only, _)) if read_only != "00" => break,
+            Some((_, read_only, _)) if !is_writable(&read_only) => break,
             Some((server, _, Some(life))) => return Ok(format!("{server}:{life}")),
             _ => {
                 let life = uuid::Uuid::now_v7().to_string();
@@ -162,6 +162,11 @@ async fn origin(conn: &mut Conn) -> Result<String, Error> {
         }
     }
     Ok(String::new())
+}
+
+/// What both settings that make a server a follower say together: the servers write "off" in their own ways.
+pub(super) fn is_writable(read_only: &str) -> bool {
+    matches!(read_only, "00" | "OFFOFF")
 }
 
 /// What the driver is to do, from a URL as the programs of MySQL and MariaDB take it.

@@ -13,7 +13,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, Row};
 use tokio::sync::Mutex;
 
-use super::connect::Connector;
+use super::connect::{Connector, is_writable};
 use super::point::Point;
 use super::refusal::Failure;
 use super::{MysqlStore, close, sql};
@@ -37,6 +37,9 @@ const NOTED: &str =
 /// The last point that was noted so many seconds ago: what it shows, everybody has had time to see.
 const SEEN_BY_ALL: &str = "
     SELECT point FROM cache_aside.points WHERE origin = ? AND at < NOW(6) - INTERVAL ? SECOND ORDER BY id DESC LIMIT 1";
+
+/// In place of an origin that should be known and isn't.
+const UNKNOWN: &str = "?";
 
 /// Past so many changes of one table since the last round, all of its entries are dropped at once.
 const MOST: usize = 10_000;
@@ -131,6 +134,12 @@ impl Feed {
             },
         };
         match tokio::time::timeout(patience, owed(&mut open, since)).await {
+            Ok(Ok(owed)) if owed.origin == UNKNOWN => {
+                close(open.conn);
+                let words = "this account may not see or begin a life of the database in cache_aside.life; \
+                             run cache-aside migrate --grant USER@HOST";
+                Err(StoreError::Refused(words.into()))
+            }
             Ok(Ok(owed)) => {
                 // Who follows another may become the primary under us, and is asked anew who it is.
                 if owed.origin.is_empty() {
@@ -152,14 +161,6 @@ impl Feed {
                 Err(StoreError::TimedOut)
             }
         }
-        .and_then(|owed: Owed| {
-            if owed.origin.is_empty() && owed.complete {
-                let words = "this account may not see or begin a life of the database in cache_aside.life; \
-                             run cache-aside migrate --grant USER";
-                return Err(StoreError::Refused(words.into()));
-            }
-            Ok(owed)
-        })
     }
 
     /// Drops what nobody needs any more from the outbox. One at a time works; the others go on.
@@ -208,7 +209,7 @@ fn about(row: Option<&Row>, origin: &str) -> About {
     let text = |index: usize| row.and_then(|row| row.get::<Option<String>, _>(index).flatten()).unwrap_or_default();
     let number = |index: usize| row.and_then(|row| row.get::<Option<u64>, _>(index).flatten()).unwrap_or(0);
     let horizon = Some(text(4)).filter(|_| text(3) == origin).and_then(|text| Point::parse(&text));
-    About { follows: text(0) != "00", minute: number(1), last: number(2), horizon }
+    About { follows: !is_writable(&text(0)), minute: number(1), last: number(2), horizon }
 }
 
 async fn owed(open: &mut Open, since: Option<Point>) -> Result<Owed, Error> {
@@ -232,7 +233,11 @@ async fn owed(open: &mut Open, since: Option<Point>) -> Result<Owed, Error> {
 }
 
 fn origin(open: &Open, about: &About) -> String {
-    if about.follows { String::new() } else { open.origin.clone() }
+    match open.origin.as_str() {
+        _ if about.follows => String::new(),
+        "" => UNKNOWN.to_owned(),
+        origin => origin.to_owned(),
+    }
 }
 
 /// Whether nothing is missing that came after the point: it was not swept, and the outbox is no older than it was. The

@@ -65,6 +65,8 @@ pub(super) fn meaning(refusal: &ServerError) -> StoreError {
 /// What it means where the statement itself may be wrong. A syntax error quotes it, which nobody needs.
 pub(super) fn of_statement(refusal: &ServerError) -> StoreError {
     match meaning(refusal) {
+        // It wanted to write.
+        _ if refusal.code == 1792 => StoreError::BadStatement("it may only read".into()),
         outage if outage.is_outage() => outage,
         _ if refusal.code == 1064 => {
             let line = refusal.message.rsplit_once(" at line ").map(|(_, line)| format!(" in line {line}"));

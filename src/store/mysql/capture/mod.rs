@@ -382,8 +382,13 @@ impl MysqlStore {
     /// Which triggers there should be.
     async fn steps(&self, before: &Installed, wanted: &[Wanted]) -> Result<Steps, StoreError> {
         let (mut tables, mut left_out) = (BTreeMap::new(), BTreeSet::new());
-        let asked: BTreeSet<&String> = wanted.iter().map(|wanted| &wanted.relation).collect();
-        for relation in asked.iter().copied().chain(before.captures.keys()) {
+        let asked: BTreeSet<String> = wanted.iter().map(|wanted| wanted.relation.clone()).collect();
+        let above = script::below(&before.cascades, &asked);
+        // What others have captured is looked at only where a trigger must tell of both.
+        let above: BTreeSet<Place> = above.into_keys().collect();
+        let shared = above.iter().map(script::relation).filter(|relation| before.captures.contains_key(relation));
+        let relations: BTreeSet<String> = asked.iter().cloned().chain(shared).collect();
+        for relation in &relations {
             match self.base_table(relation).await? {
                 Found::Table(table) => {
                     let asked = wanted.iter().filter(|wanted| wanted.relation == *relation);
@@ -397,9 +402,9 @@ impl MysqlStore {
                 Found::Absent => {}
             }
         }
-        let captured: BTreeSet<String> = tables.keys().map(script::relation).collect();
+        let captured = tables.keys().map(script::relation).chain(before.captures.keys().cloned()).collect();
         let below = script::below(&before.cascades, &captured);
-        let places: BTreeSet<&Place> = tables.keys().chain(below.keys()).collect();
+        let places: BTreeSet<&Place> = tables.keys().chain(&above).collect();
         let step = |place: &Place| {
             let table = tables.get(place);
             let columns = table.map(|(table, columns)| chosen(table, columns));

@@ -149,7 +149,11 @@ pub(super) fn own(relation: &str, columns: &[&Column], event: &str) -> String {
     match event {
         "insert" => tell(&new),
         "delete" => tell(&old),
-        _ => format!("{}\n  IF CAST({old} AS BINARY) <> CAST({new} AS BINARY) THEN {} END IF;", tell(&new), tell(&old)),
+        _ => format!(
+            "{}\n  IF CAST(CAST({old} AS CHAR) AS BINARY) <> CAST(CAST({new} AS CHAR) AS BINARY) THEN {} END IF;",
+            tell(&new),
+            tell(&old)
+        ),
     }
 }
 
