@@ -113,10 +113,12 @@ pub(super) fn write(out: &mut Vec<u8>, value: &Value, form: Form) {
     let bare = match form {
         Form::Integer | Form::Decimal | Form::Boolean => true,
         Form::Float | Form::Double => !matches!(text.as_str(), "NaN" | "Infinity" | "-Infinity"),
-        // The server has judged it; should it judge otherwise than we do, nothing of the row may break.
+        // The server has judged it, perhaps otherwise than we do.
         Form::Json => serde_json::from_str::<&RawValue>(&text).is_ok(),
         _ => false,
     };
+    // A column that was altered a moment ago may hold anything: nothing of the row may break.
+    let bare = bare && (form == Form::Json || !matches!(value, Value::Bytes(_)) || is_number(&text));
     if bare {
         out.extend_from_slice(text.trim().as_bytes());
     } else {

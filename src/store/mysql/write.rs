@@ -246,7 +246,7 @@ async fn within(conn: &mut Conn, resource: &Resource, write: &Write, told: &Told
             Some(patch) if merging && column.json && patch.get().starts_with('{') => {
                 let document = value::text(documents.as_ref(index).unwrap_or(&Value::NULL), Form::Json);
                 let target: Option<Box<RawValue>> = document.and_then(|document| serde_json::from_str(&document).ok());
-                let merged = merge_patch(target.as_deref(), patch).map_err(|error| violation(column, error))?;
+                let merged = merge_patch(target.as_deref(), patch).map_err(|error| violation(column, error.to_string()))?;
                 sets.push(format!("t.{name} = ?"));
                 values.push(Value::Bytes(merged.get().as_bytes().to_vec()));
             }
@@ -279,8 +279,8 @@ fn written(row: Option<Vec<u8>>, key: Vec<String>, lists: Vec<(usize, String)>) 
     Written { row, key, lists, changes: Vec::new(), incomplete: false }
 }
 
-fn violation(column: &Column, detail: impl ToString) -> WriteError {
-    WriteError::Violation { columns: vec![column.name.clone()], detail: detail.to_string() }
+fn violation(column: &Column, detail: String) -> WriteError {
+    WriteError::Violation { columns: vec![column.name.clone()], detail }
 }
 
 fn parse(column: &Column, raw: &RawValue) -> Result<Value, WriteError> {

@@ -357,7 +357,9 @@ impl MysqlStore {
             all.push_str(statement);
             all.push_str(" ;;\n");
         };
-        script::base().iter().for_each(|statement| say(statement));
+        for statement in script::base() {
+            say(&statement);
+        }
         for step in self.steps(&before, wanted).await?.tables {
             for (event, body) in &step.bodies {
                 say(&script::drop(&step.place.0, &script::trigger(&step.place, event)));
@@ -374,7 +376,9 @@ impl MysqlStore {
                 ));
             }
         }
-        account.map(script::grant).unwrap_or_default().iter().for_each(|right| say(right));
+        for right in account.map(script::grant).unwrap_or_default() {
+            say(&right);
+        }
         all.push_str("DELIMITER ;\n");
         Ok(all)
     }
