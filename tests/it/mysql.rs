@@ -575,6 +575,21 @@ async fn without_capture_nothing_is_cached_and_it_is_noticed_when_it_comes_and_g
 }
 
 #[tokio::test]
+async fn where_several_servers_may_write_nothing_is_cached() {
+    let server = Mariadb::start_with(&["--auto-increment-increment=2"]).await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = world.config(RESOURCES);
+    assert!(command(&config, &["migrate"]).status.success());
+    let app = App::launch(&config).await;
+    let bypassed = async |app: &App| app.get("/api/item/7").await.header("cache-status").contains("fwd=bypass");
+    app.until("past the cache", bypassed).await;
+    let check = command(&config, &["check"]);
+    assert!(!check.status.success() && String::from_utf8_lossy(&check.stdout).contains("auto_increment_increment"));
+    world.sql("SET GLOBAL auto_increment_increment = 1").await;
+    warm(&[&app], &["/api/item/7"]).await;
+}
+
+#[tokio::test]
 async fn what_is_printed_is_what_is_installed() {
     let server = Mariadb::start().await;
     let world = World::on(&server, SCHEMA).await;

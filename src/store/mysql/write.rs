@@ -246,7 +246,8 @@ async fn within(conn: &mut Conn, resource: &Resource, write: &Write, told: &Told
             Some(patch) if merging && column.json && patch.get().starts_with('{') => {
                 let document = value::text(documents.as_ref(index).unwrap_or(&Value::NULL), Form::Json);
                 let target: Option<Box<RawValue>> = document.and_then(|document| serde_json::from_str(&document).ok());
-                let merged = merge_patch(target.as_deref(), patch).map_err(|error| violation(column, error.to_string()))?;
+                let merged =
+                    merge_patch(target.as_deref(), patch).map_err(|error| violation(column, error.to_string()))?;
                 sets.push(format!("t.{name} = ?"));
                 values.push(Value::Bytes(merged.get().as_bytes().to_vec()));
             }

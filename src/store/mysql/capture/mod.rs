@@ -21,8 +21,12 @@ use crate::store::{Captured, StoreError, Wanted};
 /// Tells what a person has dropped.
 pub(super) const ANNOUNCE: &str = "INSERT INTO cache_aside.outbox (relation, image) VALUES ('', ?)";
 
+/// Only MariaDB can be a node of Galera, and only it reads the comment.
 const STATE: &str = "
-    SELECT a.version, @@global.auto_increment_increment FROM cache_aside.about a;
+    SELECT a.version, @@global.auto_increment_increment,
+           COALESCE((SELECT /*M!100100 v.VARIABLE_VALUE FROM information_schema.GLOBAL_VARIABLES v
+                     WHERE v.VARIABLE_NAME = 'WSREP_ON' AND '' <> */ 'OFF'), 'OFF')
+    FROM cache_aside.about a;
     SELECT c.relation, c.id, c.columns FROM cache_aside.captures c;
     CALL cache_aside.installed()";
 
@@ -44,6 +48,8 @@ struct Installed {
     version: i64,
     /// Ids are given out in steps of this.
     step: u64,
+    /// Several servers write, whatever the steps are.
+    is_cluster: bool,
     /// By relation: the installation, and the columns that come along.
     captures: BTreeMap<String, (String, BTreeSet<String>)>,
     /// By database and name: the table, the body, and when it was made.
@@ -69,6 +75,11 @@ impl Installed {
                  changes can't be followed there",
                 self.step
             ));
+        }
+        if self.is_cluster {
+            return Captured::Lacking(
+                "the server is a node of a Galera cluster: changes can't be followed there".into(),
+            );
         }
         let Some((id, captured)) = self.captures.get(relation) else {
             return Captured::Lacking(format!("changes of {relation} are not captured; run cache-aside migrate"));
@@ -162,6 +173,7 @@ async fn installed(conn: &mut Conn) -> Result<Installed, Error> {
     Ok(Installed {
         version: about.first().and_then(|row| row.get(0)).unwrap_or(0),
         step: about.first().and_then(|row| row.get(1)).unwrap_or(1),
+        is_cluster: about.first().is_some_and(|row| text(row, 2) == "ON"),
         captures: captures(&captured),
         triggers: triggers(&made),
         cascades: cascades(&keys),
