@@ -114,6 +114,7 @@ async fn every_type_is_written_byte_for_byte() {
         r#""partial":"2024-00-00","vgen":2,"nul":null}"#
     );
     assert_eq!(app.get("/api/one/1").await.expect(200).data(), expected);
+    warm(&[&app], &["/api/one/1"]).await;
     let hit = app.get("/api/one/1").await.expect(200);
     assert_eq!((hit.source().as_str(), hit.data()), ("cache", expected));
     // Here the server's own description of a result leads, which knows no documents.

@@ -84,7 +84,8 @@ fn body(json: &str) -> Body {
 
 async fn contract(shelf: &Shelf) {
     assert!(shelf.store.ping().await.is_ok());
-    assert!(matches!(&shelf.resources["gone"], State::Waiting(problems) if problems[0].text.contains("no table")));
+    let gone = &shelf.resources["gone"];
+    assert!(matches!(gone, State::Waiting(problems) if problems[0].text.contains("no table")), "{gone:?}");
     let book = shelf.resource("book");
     assert!(matches!(book.row(vec!["a".into(), "x".into()]), Err(KeyError::Malformed(_))));
 

@@ -11,7 +11,7 @@ use crate::store::StoreError;
 
 const TABLES: &str = "
     SELECT t.TABLE_SCHEMA, t.TABLE_NAME, t.TABLE_TYPE LIKE '%VIEW%' FROM information_schema.TABLES t
-    WHERE t.TABLE_SCHEMA = COALESCE(?, DATABASE())";
+    WHERE t.TABLE_SCHEMA = ?";
 
 /// Documents are known by their type, or by the check that MariaDB puts in its place.
 const COLUMNS: &str = "
@@ -29,8 +29,9 @@ const UNIQUE: &str = "
 
 /// The table or view of this name: exactly, else in lower case.
 pub(super) async fn table(store: &MysqlStore, name: &TableName) -> Result<Option<Table>, StoreError> {
-    let schema = name.schema.as_ref().map_or(Value::NULL, |schema| Value::Bytes(schema.as_bytes().to_vec()));
-    let one = |name: &str| vec![schema.clone(), Value::Bytes(name.as_bytes().to_vec())];
+    // A plain parameter: with an expression in its place, MariaDB opens every table of every database.
+    let Some(schema) = name.schema.as_deref().or(store.database()) else { return Ok(None) };
+    let one = |name: &str| vec![bytes(schema), bytes(name)];
     for wanted in [name.name.clone(), name.name.to_lowercase()] {
         let (rows, _) = store.fetch(&format!("{TABLES} AND t.TABLE_NAME = ?"), one(&wanted)).await?;
         let exact = rows.iter().find(|row| row.get::<String, _>(1).is_some_and(|found| found == wanted));
@@ -45,12 +46,11 @@ pub(super) async fn table(store: &MysqlStore, name: &TableName) -> Result<Option
 
 /// All tables of the database that the URL names, without what is our own.
 pub(super) async fn tables(store: &MysqlStore) -> Result<Vec<Table>, StoreError> {
-    let (rows, _) = store
-        .fetch(&format!("{TABLES} AND t.TABLE_TYPE = 'BASE TABLE' ORDER BY t.TABLE_NAME"), vec![Value::NULL])
-        .await?;
-    let Some(schema) = rows.first().map(|row| text(row, 0)) else { return Ok(Vec::new()) };
+    let Some(schema) = store.database() else { return Ok(Vec::new()) };
+    let all = format!("{TABLES} AND t.TABLE_TYPE = 'BASE TABLE' ORDER BY t.TABLE_NAME");
+    let (rows, _) = store.fetch(&all, vec![bytes(schema)]).await?;
     let names: Vec<(String, bool)> = rows.iter().map(|row| (text(row, 1), false)).collect();
-    describe(store, &schema, None, &names).await
+    describe(store, schema, None, &names).await
 }
 
 async fn describe(
@@ -61,7 +61,7 @@ async fn describe(
 ) -> Result<Vec<Table>, StoreError> {
     let params = || {
         let parts = std::iter::once(schema).chain(only);
-        parts.map(|part| Value::Bytes(part.as_bytes().to_vec())).collect::<Vec<_>>()
+        parts.map(bytes).collect::<Vec<_>>()
     };
     let of = |alias: &str| only.map(|_| format!(" AND {alias}.TABLE_NAME = ?")).unwrap_or_default();
     let mut documents: Vec<(String, String)> = Vec::new();
@@ -105,6 +105,10 @@ async fn describe(
         table
     });
     Ok(described.collect())
+}
+
+fn bytes(text: &str) -> Value {
+    Value::Bytes(text.as_bytes().to_vec())
 }
 
 fn text(row: &Row, index: usize) -> String {

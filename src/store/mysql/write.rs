@@ -433,7 +433,7 @@ fn listed(columns: Option<&str>) -> Vec<String> {
 async fn indexed(store: &MysqlStore, resource: &Resource, name: Option<&str>) -> Vec<String> {
     const COLUMNS: &str = "
         SELECT s.INDEX_NAME, s.COLUMN_NAME FROM information_schema.STATISTICS s
-        WHERE s.TABLE_SCHEMA = COALESCE(?, DATABASE()) AND s.TABLE_NAME = ? AND s.COLUMN_NAME IS NOT NULL
+        WHERE s.TABLE_SCHEMA = ? AND s.TABLE_NAME = ? AND s.COLUMN_NAME IS NOT NULL
         ORDER BY s.SEQ_IN_INDEX";
     let Some(name) = name else { return Vec::new() };
     let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
@@ -449,11 +449,11 @@ async fn indexed(store: &MysqlStore, resource: &Resource, name: Option<&str>) ->
 async fn checked(store: &MysqlStore, resource: &Resource, check: &str) -> Vec<String> {
     const MARIADB: &str = "
         SELECT c.CONSTRAINT_NAME, c.CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS c
-        WHERE c.CONSTRAINT_SCHEMA = COALESCE(?, DATABASE()) AND c.TABLE_NAME = ?";
+        WHERE c.CONSTRAINT_SCHEMA = ? AND c.TABLE_NAME = ?";
     const MYSQL: &str = "
         SELECT c.CONSTRAINT_NAME, c.CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS c
         JOIN information_schema.TABLE_CONSTRAINTS t USING (CONSTRAINT_SCHEMA, CONSTRAINT_NAME)
-        WHERE c.CONSTRAINT_SCHEMA = COALESCE(?, DATABASE()) AND t.TABLE_NAME = ?";
+        WHERE c.CONSTRAINT_SCHEMA = ? AND t.TABLE_NAME = ?";
     let mut rows = looked_up(store, MARIADB, resource).await;
     if rows.is_empty() {
         rows = looked_up(store, MYSQL, resource).await;
@@ -464,8 +464,8 @@ async fn checked(store: &MysqlStore, resource: &Resource, check: &str) -> Vec<St
 }
 
 async fn looked_up(store: &MysqlStore, question: &str, resource: &Resource) -> Vec<(String, String)> {
-    let schema = resource.table.schema.as_ref().map_or(Value::NULL, |schema| Value::Bytes(schema.clone().into_bytes()));
-    let params = vec![schema, Value::Bytes(resource.table.name.clone().into_bytes())];
+    let schema = resource.table.schema.clone().unwrap_or_default();
+    let params = vec![Value::Bytes(schema.into_bytes()), Value::Bytes(resource.table.name.clone().into_bytes())];
     match store.fetch(question, params).await {
         Ok((rows, _)) => rows.iter().filter_map(|row| Some((row.get(0)?, row.get(1)?))).collect(),
         Err(error) => {

@@ -44,13 +44,14 @@ CREATE TABLE IF NOT EXISTS cache_aside.life (
   id VARCHAR(36) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL
 ) ENGINE = MEMORY;
 
--- What a service must know and may not see by itself: the triggers, and the keys whose cascades fire none.
+-- What a service must know of one database and may not see by itself: the triggers, and the keys whose cascades fire
+-- none.
 DROP PROCEDURE IF EXISTS cache_aside.installed;
 
-CREATE PROCEDURE cache_aside.installed() READS SQL DATA SQL SECURITY DEFINER
+CREATE PROCEDURE cache_aside.installed(IN place VARCHAR(64) CHARACTER SET utf8mb3) READS SQL DATA SQL SECURITY DEFINER
 BEGIN
-  {triggers};
-  {cascades};
+  {triggers} AND t.TRIGGER_SCHEMA = place;
+  {cascades} AND r.CONSTRAINT_SCHEMA = place AND k.CONSTRAINT_SCHEMA = place AND k.TABLE_SCHEMA = place;
 END;
 
 UPDATE cache_aside.about SET version = {version} WHERE version < {version};

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::script::{Below, Cascade, Place};
 use super::refusal::{Failure, meaning};
+use super::sql::literal;
 use super::{MysqlStore, close, describe};
 use crate::catalog::{Column, Table, TableName};
 use crate::store::{Captured, StoreError, Wanted};
@@ -27,8 +28,7 @@ const STATE: &str = "
            COALESCE((SELECT /*M!100100 v.VARIABLE_VALUE FROM information_schema.GLOBAL_VARIABLES v
                      WHERE v.VARIABLE_NAME = 'WSREP_ON' AND '' <> */ 'OFF'), 'OFF')
     FROM cache_aside.about a;
-    SELECT c.relation, c.id, c.columns FROM cache_aside.captures c;
-    CALL cache_aside.installed()";
+    SELECT c.relation, c.id, c.columns FROM cache_aside.captures c";
 
 /// How long what was found may be used: all resources are looked at in one go.
 const FRESH: Duration = Duration::from_millis(400);
@@ -40,6 +40,7 @@ const LOCK_ATTEMPTS: u32 = 20;
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     at: Instant,
+    schemas: BTreeSet<String>,
     installed: Installed,
 }
 
@@ -163,21 +164,39 @@ fn cascades(rows: &[Row]) -> Vec<Cascade> {
     rows.iter().map(one).collect()
 }
 
-async fn installed(conn: &mut Conn) -> Result<Installed, Error> {
+/// What is installed, as far as tables of these databases are concerned, and those whose cascades change them.
+async fn installed(conn: &mut Conn, schemas: &BTreeSet<String>) -> Result<Installed, Error> {
     let mut result = conn.query_iter(STATE).await?;
     let about: Vec<Row> = result.collect().await?;
     let captured: Vec<Row> = result.collect().await?;
-    let made: Vec<Row> = result.collect().await?;
-    let keys: Vec<Row> = result.collect().await?;
     result.drop_result().await?;
-    Ok(Installed {
+    let mut found = Installed {
         version: about.first().and_then(|row| row.get(0)).unwrap_or(0),
         step: about.first().and_then(|row| row.get(1)).unwrap_or(1),
         is_cluster: about.first().is_some_and(|row| text(row, 2) == "ON"),
         captures: captures(&captured),
-        triggers: triggers(&made),
-        cascades: cascades(&keys),
-    })
+        ..Installed::default()
+    };
+    let (mut asked, mut open) = (BTreeSet::new(), schemas.clone());
+    while let Some(schema) = open.pop_first() {
+        let call = format!("CALL cache_aside.installed({})", literal(&schema));
+        let mut result = conn.query_iter(call).await?;
+        let made: Vec<Row> = result.collect().await?;
+        let keys: Vec<Row> = result.collect().await?;
+        result.drop_result().await?;
+        found.triggers.extend(triggers(&made));
+        let keys = cascades(&keys);
+        asked.insert(schema);
+        // A parent may be in another database.
+        open.extend(keys.iter().map(|key| key.parent.0.clone()).filter(|schema| !asked.contains(schema)));
+        found.cascades.extend(keys);
+    }
+    Ok(found)
+}
+
+/// The databases of these tables.
+fn schemas(wanted: &[Wanted]) -> BTreeSet<String> {
+    wanted.iter().filter_map(|wanted| TableName::parse(&wanted.relation).ok()?.schema).collect()
 }
 
 /// Whether a refusal says that nothing is installed, or that this account may not see it.
@@ -194,7 +213,7 @@ fn absent(code: u16) -> Option<&'static str> {
 impl MysqlStore {
     /// How far changes of these tables are captured, in their order.
     pub(super) async fn captures(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
-        let installed = match self.installed().await? {
+        let installed = match self.installed(schemas(wanted)).await? {
             Ok(installed) => installed,
             Err(words) => return Ok(wanted.iter().map(|_| Captured::Lacking(words.into())).collect()),
         };
@@ -210,17 +229,19 @@ impl MysqlStore {
     }
 
     /// What is installed; or why nothing can be seen of it.
-    async fn installed(&self) -> Result<Result<Installed, &'static str>, StoreError> {
+    async fn installed(&self, schemas: BTreeSet<String>) -> Result<Result<Installed, &'static str>, StoreError> {
         let mut place = self.inner.installed.lock().await;
-        if let Some(seen) = place.as_ref().filter(|seen| seen.at.elapsed() < FRESH) {
+        if let Some(seen) =
+            place.as_ref().filter(|seen| seen.at.elapsed() < FRESH && seen.schemas.is_superset(&schemas))
+        {
             return Ok(Ok(seen.installed.clone()));
         }
         let mut checked = self.inner.pool.checkout().await?;
         let at = Instant::now();
-        let asked = tokio::time::timeout(self.limit(), installed(checked.begin()?)).await;
+        let asked = tokio::time::timeout(self.limit(), installed(checked.begin()?, &schemas)).await;
         match checked.end(asked) {
             Ok(installed) => {
-                *place = Some(Seen { at, installed: installed.clone() });
+                *place = Some(Seen { at, schemas, installed: installed.clone() });
                 // A connection that knows no life yet would store nothing.
                 if checked.origin() == 0 {
                     checked.forget();
@@ -289,7 +310,7 @@ impl MysqlStore {
         )
         .await
         .map_err(failed)?;
-        let there = installed(conn).await.is_ok_and(|there| there.version == script::VERSION);
+        let there = installed(conn, &BTreeSet::new()).await.is_ok_and(|there| there.version == script::VERSION);
         for statement in script::base() {
             // Made anew, it would lose the rights that were granted on it.
             if there && statement.contains("PROCEDURE") {
@@ -297,7 +318,7 @@ impl MysqlStore {
             }
             conn.query_drop(statement).await.map_err(failed)?;
         }
-        let before = installed(conn).await.map_err(failed)?;
+        let before = installed(conn, &schemas(wanted)).await.map_err(failed)?;
         let mut done = Vec::new();
         let steps = self.steps(&before, wanted).await?;
         for step in &steps.tables {
@@ -352,7 +373,7 @@ impl MysqlStore {
         let made = self.inner.connector.connect().await?;
         let mut conn = made.conn;
         let found = async {
-            let before = match installed(&mut conn).await {
+            let before = match installed(&mut conn, &schemas(wanted)).await {
                 Ok(before) => before,
                 Err(Error::Server(refusal)) if absent(refusal.code).is_some() => Installed {
                     cascades: cascades(&conn.query::<Row, _>(script::CASCADES).await?),
@@ -378,7 +399,6 @@ impl MysqlStore {
                 say(&script::create(&step.place, event, body));
             }
             if let Some(columns) = &step.columns {
-                let literal = super::sql::literal;
                 let json = serde_json::to_string(columns).unwrap_or_default();
                 say(&format!(
                     "INSERT INTO cache_aside.captures (relation, id, columns) VALUES ({}, UUID(), {}) \
