@@ -12,7 +12,7 @@ test: servers lint ## Everything: lints, unit tests, stories on real servers, an
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	@for features in "" redis memcached "redis,postgres" sqlite; do \
+	@for features in "" redis memcached "redis,postgres" mysql sqlite; do \
 	  echo "the library with the features: $${features:-none}"; \
 	  cargo clippy --locked --quiet --lib --no-default-features --features "$$features" -- -D warnings || exit 1; done
 
@@ -30,11 +30,11 @@ BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command
 image: ## Build the image with docker, podman or buildah; BUILD_ARGS for more
 	$(BUILDER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) -t $(IMAGE):$(VERSION) .
 
-servers: ## PostgreSQL, Redis and Memcached from Debian's packages, where they are missing, and Valkey beside them
-	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v redis-server >/dev/null && command -v memcached >/dev/null && command -v setpriv >/dev/null && command -v openssl >/dev/null || { \
+servers: ## PostgreSQL, MariaDB, Redis and Memcached from Debian's packages, where they are missing, and Valkey beside them
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 && command -v redis-server >/dev/null && command -v memcached >/dev/null && ls /usr/sbin/mariadbd >/dev/null 2>&1 && command -v setpriv >/dev/null && command -v openssl >/dev/null || { \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -q --no-install-recommends \
-	    postgresql redis-server memcached util-linux openssl; }
+	    postgresql mariadb-server redis-server memcached util-linux openssl; }
 	@tests/it/valkey.sh
 
 drill: servers ## Every fault in turn against three replicas, for ten minutes: prints how old each read was

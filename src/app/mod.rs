@@ -26,6 +26,8 @@ use crate::cache::redis::{RedisCache, cluster::ClusterCache};
 use crate::config::Config;
 #[cfg(feature = "store")]
 use crate::store::AnyStore;
+#[cfg(feature = "mysql")]
+use crate::store::mysql::MysqlStore;
 #[cfg(feature = "postgres")]
 use crate::store::postgres::PostgresStore;
 #[cfg(feature = "sqlite")]
@@ -63,6 +65,8 @@ pub fn open_cache(config: &Config) -> anyhow::Result<AnyCache> {
 pub fn open_store(config: &Config) -> anyhow::Result<AnyStore> {
     let database = &config.database;
     Ok(match database.url.scheme() {
+        #[cfg(feature = "mysql")]
+        "mysql" | "mariadb" => AnyStore::Mysql(MysqlStore::new(database).context("database.url can't be used")?),
         #[cfg(feature = "sqlite")]
         "sqlite" => AnyStore::Sqlite(SqliteStore::new(database).context("database.url can't be used")?),
         #[cfg(feature = "postgres")]

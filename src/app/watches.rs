@@ -17,7 +17,7 @@ use crate::invalidation::{Pace, Rounds};
 use crate::served::Served;
 use crate::store::AnyStore;
 #[cfg(feature = "postgres")]
-use crate::store::postgres::{Decoder, Feed};
+use crate::store::postgres::Decoder;
 use crate::telemetry::Metrics;
 
 /// The heart over a store and a cache, with nothing looked at yet.
@@ -78,10 +78,8 @@ impl Drop for Watches {
 /// What keeps the cache current, where somebody is to.
 fn rounds(served: &Served, config: &Config) -> Option<Rounds> {
     let max_staleness = config.watermark()?;
-    #[allow(irrefutable_let_patterns, reason = "where it is the only engine")]
-    let AnyStore::Postgres(store) = served.aside.store() else { return None };
     let pace = Pace::new(max_staleness);
-    let feed = Feed::new(store.clone(), pace.patience);
+    let feed = served.aside.store().feed(pace.patience)?;
     let (cache, metrics) = (served.aside.cache().clone(), Arc::clone(served.aside.metrics()));
     Some(Rounds::new(cache, feed, pace, metrics, Arc::clone(&served.health.rounds)))
 }

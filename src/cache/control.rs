@@ -91,6 +91,7 @@ impl Control {
     }
 
     /// Whether an entry of this key that has left would be noticed if it came back.
+    #[cfg(feature = "redis")]
     pub(super) fn misses(&self, key: &str) -> bool {
         self.tenure.as_ref().is_some_and(|tenure| tenure.lost.contains(slots::slot(key)))
     }

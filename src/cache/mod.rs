@@ -419,10 +419,7 @@ impl AnyCache {
 
     /// What each server says of itself, by its address: `INFO` as text, or why there is none in words. Those that were not
     /// tried yet are waited for, for `patience` at most.
-    #[cfg_attr(
-        not(any(feature = "redis", feature = "memcached")),
-        allow(clippy::unused_async, reason = "only servers are asked")
-    )]
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_async, reason = "only servers are asked"))]
     pub async fn infos(&self, patience: Duration) -> Vec<(String, Result<String, String>)> {
         match self {
             #[cfg(feature = "redis")]

@@ -13,6 +13,7 @@ use super::slots::Holdings;
 
 /// What a look found. A round that began with it must end on the same connection.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only some memories have"))]
 pub struct Looked {
     /// The control key.
     pub control: Control,

@@ -124,14 +124,14 @@ pub(super) fn canonical(column: &Column, text: String) -> Result<String, KeyErro
     }
 }
 
-/// `None`: no whole number. `Some(None)`: one that is past 64 bits.
-fn integer(text: &str) -> Option<Option<i64>> {
+/// `None`: no whole number. `Some(None)`: one that no type holds.
+fn integer(text: &str) -> Option<Option<i128>> {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     (!digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())).then(|| text.parse().ok())
 }
 
 /// Most keys come canonical: those keep the buffer they came in.
-fn respell(mut text: String, number: i64) -> String {
+fn respell(mut text: String, number: i128) -> String {
     let plain = text.as_bytes();
     let canonical = match plain {
         [b'0'] => true,

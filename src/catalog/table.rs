@@ -71,9 +71,9 @@ pub enum Kind {
     /// Whole numbers between two bounds, both included.
     Integer {
         /// The smallest value of the type.
-        min: i64,
+        min: i128,
         /// The largest value of the type.
-        max: i64,
+        max: i128,
     },
     /// Any text without NUL, up to a number of bytes where the type has such a limit.
     Text {

@@ -65,6 +65,7 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
     } else {
         let version = match &store {
             AnyStore::Postgres(store) => store.version().await.unwrap_or_default(),
+            AnyStore::Mysql(store) => store.version().await.unwrap_or_default(),
             AnyStore::Sqlite(_) => String::new(),
         };
         Findings::ok(format!("database: {} {version} answers", store.engine()).replace("  ", " ").as_str());
@@ -85,6 +86,12 @@ async fn connected(config: &Config, is_demo: bool, findings: &mut Findings) -> a
                 Some(Err(words)) => Findings::warning(&format!("database: {words}")),
                 None => {}
             }
+        }
+        if let (AnyStore::Mysql(_), true) = (&store, config.watermark().is_some()) {
+            Findings::warning(
+                "database: TRUNCATE and DDL fire no triggers there: what they change is seen when the TTL ends; \
+                 delete the rows instead, or drop them from the cache with cache-aside invalidate",
+            );
         }
         let catalog = look(&store, config).await.0;
         for (name, state) in catalog.all() {

@@ -30,7 +30,7 @@ pub(super) fn run(env: &Env, options: &Options) -> ExitCode {
         let printed = runtime.block_on(async {
             anyhow::ensure!(!is_demo, "say which database: --database-url URL, or DATABASE_URL");
             let store = store(&config, is_demo).await?;
-            Ok(configuration(&store.tables().await?, &config.database.url.to_string()))
+            Ok(configuration(&store.tables().await?, &config.database.url.to_string(), store.own_schema()))
         });
         runtime.shutdown_background();
         printed
@@ -44,8 +44,8 @@ pub(super) fn run(env: &Env, options: &Options) -> ExitCode {
     }
 }
 
-/// The file. `from`: the database, without its password.
-fn configuration(tables: &[Table], from: &str) -> String {
+/// The file. `from`: the database, without its password. `own`: the schema whose tables need no prefix.
+fn configuration(tables: &[Table], from: &str, own: Option<&str>) -> String {
     let mut out = format!(
         "# Every table of {from} that has a primary key, read only.\n\
          # cache-aside check says whether it fits; cache-aside schema prints every key there is.\n\
@@ -58,7 +58,7 @@ fn configuration(tables: &[Table], from: &str) -> String {
         let Some(table) = tables.iter().find(|table| table.relation() == declared.table) else { continue };
         // Writing to a String can't fail.
         let _ = writeln!(out, "  {name}:");
-        if *table.name != name || table.schema.as_deref().is_some_and(|schema| schema != "public") {
+        if *table.name != name || table.schema.as_deref().is_some_and(|schema| own != Some(schema)) {
             let _ = writeln!(out, "    table: {}", text(&declared.table));
         }
         let key: Vec<String> = table.primary_key.iter().map(|column| text(column)).collect();

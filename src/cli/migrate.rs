@@ -44,7 +44,7 @@ pub(super) fn run(file: Option<&Path>, env: &Env, options: &Options) -> ExitCode
 
 /// Whether everything that is declared is captured now.
 async fn migrate(config: &Config, is_demo: bool, options: &Options) -> anyhow::Result<bool> {
-    if options.uninstall && options.print {
+    if options.uninstall && options.print && !matches!(config.database.url.scheme(), "mysql" | "mariadb") {
         say(format_args!("{}", PostgresStore::uninstall_script().trim_end()));
         return Ok(true);
     }
@@ -52,20 +52,19 @@ async fn migrate(config: &Config, is_demo: bool, options: &Options) -> anyhow::R
         !is_demo,
         "nothing is configured, so there is no database: give --config FILE, or set DATABASE_URL"
     );
-    let AnyStore::Postgres(store) = store(config, is_demo).await? else {
+    let store = store(config, is_demo).await?;
+    if let AnyStore::Sqlite(_) = store {
         say(format_args!("nothing to do: this database tells nobody of changes; the service's own writes invalidate"));
         return Ok(true);
-    };
+    }
     if options.uninstall {
-        store.uninstall().await?;
-        say(format_args!("removed the schema cache_aside with its triggers"));
+        uninstall(&store, options.print).await?;
         return Ok(true);
     }
     if config.invalidation.mode == InvalidationMode::None {
         eprintln!("note: invalidation.mode is none: a service with this configuration does not use what is installed");
     }
-    let store_for_look = AnyStore::Postgres(store.clone());
-    let (catalog, outage) = look(&store_for_look, config).await;
+    let (catalog, outage) = look(&store, config).await;
     anyhow::ensure!(!outage, "the database does not answer; nothing was changed");
     let mut whole = catalog.all().next().is_some();
     let mut wanted: Vec<Wanted> = Vec::new();
@@ -83,11 +82,35 @@ async fn migrate(config: &Config, is_demo: bool, options: &Options) -> anyhow::R
     anyhow::ensure!(catalog.all().next().is_some(), "there is no table with a primary key");
     let role = options.role.as_deref();
     if options.print {
-        say(format_args!("{}", store.install_script(&wanted, role).await?.trim_end()));
-    } else {
-        for line in store.install(&wanted, role).await? {
-            say(format_args!("{line}"));
-        }
+        let script = match &store {
+            AnyStore::Postgres(store) => store.install_script(&wanted, role).await?,
+            AnyStore::Mysql(store) => store.install_script(&wanted, role).await?,
+            AnyStore::Sqlite(_) => String::new(),
+        };
+        say(format_args!("{}", script.trim_end()));
+        return Ok(whole);
+    }
+    let done = match &store {
+        AnyStore::Postgres(store) => store.install(&wanted, role).await?,
+        AnyStore::Mysql(store) => store.install(&wanted, role).await?,
+        AnyStore::Sqlite(_) => Vec::new(),
+    };
+    for line in done {
+        say(format_args!("{line}"));
     }
     Ok(whole)
+}
+
+/// Removes the capture, or says how.
+async fn uninstall(store: &AnyStore, print: bool) -> anyhow::Result<()> {
+    match store {
+        AnyStore::Mysql(store) if print => say(format_args!("{}", store.uninstall_script().await?.trim_end())),
+        AnyStore::Mysql(store) => store.uninstall().await?,
+        AnyStore::Postgres(store) => store.uninstall().await?,
+        AnyStore::Sqlite(_) => {}
+    }
+    if !print {
+        say(format_args!("removed the schema cache_aside with its triggers"));
+    }
+    Ok(())
 }

@@ -16,7 +16,7 @@ use super::{SecretUrl, units};
 #[cfg_attr(feature = "config", derive(JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
-    /// `postgres://user:password@host/name`, `sqlite:FILE` or `sqlite::memory:`. Also `DATABASE_URL`, or composed of
+    /// `postgres://user:password@host/name`, `mysql://…`, `mariadb://…`, `sqlite:FILE` or `sqlite::memory:`. Also `DATABASE_URL`, or composed of
     /// `DB_ENGINE DB_HOST DB_PORT DB_USER DB_PASSWORD DB_NAME`. Required.
     pub url: SecretUrl,
     /// The most connections, at least 1. Default 16.

@@ -71,6 +71,12 @@ fn judge(config: &Config) -> Result<(), Fault> {
     if config.invalidation.max_staleness.is_zero() {
         return fault(&["invalidation", "max_staleness"], "must be longer than 0s");
     }
+    if config.invalidation.mode == InvalidationMode::Wal && matches!(config.database.url.scheme(), "mysql" | "mariadb")
+    {
+        let message =
+            "wal reads the log of PostgreSQL; with MySQL and MariaDB use outbox, whose triggers migrate installs";
+        return fault(&["invalidation", "mode"], message);
+    }
     for (key, ratio) in [("sample_ratio", config.telemetry.sample_ratio), ("audit_ratio", config.telemetry.audit_ratio)]
     {
         if !(0.0..=1.0).contains(&ratio) {
@@ -132,8 +138,9 @@ fn server(server: &Server) -> Result<(), Fault> {
 fn database(database: &Database) -> Result<(), Fault> {
     let check = |key: &str, url: &SecretUrl| match url.scheme() {
         "postgres" | "postgresql" | "sqlite" => Ok(()),
+        "mysql" | "mariadb" if key == "url" => Ok(()),
         scheme @ ("mysql" | "mariadb") => fault(&["database", key], format!("{scheme}: is not built yet")),
-        scheme => fault(&["database", key], unknown_scheme(scheme, "postgres:// or sqlite:")),
+        scheme => fault(&["database", key], unknown_scheme(scheme, "postgres://, mysql://, mariadb:// or sqlite:")),
     };
     check("url", &database.url)?;
     if let Some(replica) = &database.replica_url {

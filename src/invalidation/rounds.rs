@@ -11,8 +11,7 @@ use tokio::time::Instant;
 
 use super::plan;
 use crate::cache::{AnyCache, AnyNode, CacheError, Looked, Node, Step};
-use crate::store::StoreError;
-use crate::store::postgres::Feed;
+use crate::store::{AnyFeed, StoreError};
 use crate::telemetry::Metrics;
 
 /// How often things happen, all in proportion to how far behind a hit may be.
@@ -106,7 +105,7 @@ impl Troubles {
 #[derive(Debug)]
 pub struct Rounds {
     cache: AnyCache,
-    feed: Feed,
+    feed: AnyFeed,
     pace: Pace,
     metrics: Arc<Metrics>,
     troubles: Arc<Troubles>,
@@ -121,7 +120,7 @@ struct Keeper<'a> {
 impl Rounds {
     /// Rounds from `feed` to all that `cache` consists of. `troubles` says why the last ones failed, for people.
     #[must_use]
-    pub fn new(cache: AnyCache, feed: Feed, pace: Pace, metrics: Arc<Metrics>, troubles: Arc<Troubles>) -> Self {
+    pub fn new(cache: AnyCache, feed: AnyFeed, pace: Pace, metrics: Arc<Metrics>, troubles: Arc<Troubles>) -> Self {
         Self { cache, feed, pace, metrics, troubles }
     }
 

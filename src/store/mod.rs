@@ -4,6 +4,8 @@
 //! writes. Its errors say what a caller can do; what the database said of a value is turned into columns' names here,
 //! so that no SQL leaves this room.
 
+#[cfg(feature = "mysql")]
+pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]
@@ -12,16 +14,22 @@ pub mod sqlite;
 pub mod loader;
 
 mod changes;
+#[cfg(feature = "rounds")]
+mod feed;
 mod write;
 
 use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
+#[cfg(feature = "rounds")]
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 pub use changes::{Captured, Change, Owed, Wanted};
+#[cfg(feature = "rounds")]
+pub use feed::AnyFeed;
 pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
 /// One row, as the database wrote it.
@@ -189,6 +197,9 @@ pub enum AnyStore {
     /// PostgreSQL.
     #[cfg(feature = "postgres")]
     Postgres(postgres::PostgresStore),
+    /// MySQL or MariaDB.
+    #[cfg(feature = "mysql")]
+    Mysql(mysql::MysqlStore),
     /// SQLite, in a file or in memory.
     #[cfg(feature = "sqlite")]
     Sqlite(sqlite::SqliteStore),
@@ -200,6 +211,8 @@ macro_rules! each {
         match $self {
             #[cfg(feature = "postgres")]
             AnyStore::Postgres($store) => $call.await,
+            #[cfg(feature = "mysql")]
+            AnyStore::Mysql($store) => $call.await,
             #[cfg(feature = "sqlite")]
             AnyStore::Sqlite($store) => $call.await,
         }
@@ -214,6 +227,8 @@ impl AnyStore {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(_) => "postgresql",
+            #[cfg(feature = "mysql")]
+            Self::Mysql(_) => "mysql",
             #[cfg(feature = "sqlite")]
             Self::Sqlite(_) => "sqlite",
         }
@@ -225,6 +240,8 @@ impl AnyStore {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(store) => store.connections(),
+            #[cfg(feature = "mysql")]
+            Self::Mysql(store) => store.connections(),
             #[cfg(feature = "sqlite")]
             Self::Sqlite(store) => store.connections(),
         }
@@ -236,8 +253,37 @@ impl AnyStore {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(store) => store.replica_reads().collect(),
+            #[cfg(feature = "mysql")]
+            Self::Mysql(_) => Vec::new(),
             #[cfg(feature = "sqlite")]
             Self::Sqlite(_) => Vec::new(),
+        }
+    }
+
+    /// Its feed of changes, where it tells of any; a question that takes longer than `patience` has failed.
+    #[cfg(feature = "rounds")]
+    #[must_use]
+    pub fn feed(&self, patience: Duration) -> Option<AnyFeed> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => Some(AnyFeed::Postgres(postgres::Feed::new(store.clone(), patience))),
+            #[cfg(feature = "mysql")]
+            Self::Mysql(store) => Some(AnyFeed::Mysql(mysql::Feed::new(store.clone(), patience))),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(_) => None,
+        }
+    }
+
+    /// The schema whose tables need no prefix, where that is known.
+    #[must_use]
+    pub fn own_schema(&self) -> Option<&str> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => Some("public"),
+            #[cfg(feature = "mysql")]
+            Self::Mysql(store) => store.database(),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(_) => None,
         }
     }
 }

@@ -16,6 +16,7 @@ mod examples;
 mod invalidation;
 mod library;
 mod memcached;
+mod mysql;
 mod oracle;
 mod outages;
 mod queries;

@@ -1,4 +1,4 @@
-//! Real Postgres, Redis and Memcached servers, started by the tests that need them, each on its own port and in its own folder.
+//! Real Postgres, MariaDB, Redis and Memcached servers, started by the tests that need them, each on its own port and in its own folder.
 //!
 //! A test may break its server as it likes (crash it, freeze it, bring it back), so nothing is shared unless asked for
 //! with `shared()`. Nothing is left behind either, even if the test process is killed: everything lives in one folder
@@ -29,6 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mysql_async::prelude::Queryable;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -203,6 +204,118 @@ pub struct Database {
 impl Database {
     pub async fn client(&self) -> tokio_postgres::Client {
         connect(&self.url).await.expect("the database should accept a connection")
+    }
+}
+
+/// Safe against crashes of the server, not of the machine; small, and without what a package's configuration may say.
+const MARIADB_SETTINGS: [&str; 9] = [
+    "--bind-address=127.0.0.1",
+    "--skip-name-resolve",
+    "--innodb-flush-log-at-trx-commit=2",
+    "--innodb-buffer-pool-size=64M",
+    "--innodb-log-file-size=16M",
+    "--performance-schema=OFF",
+    "--max-connections=200",
+    "--character-set-server=utf8mb4",
+    "--init-file=init.sql",
+];
+
+/// A MariaDB server with one account that may do everything, `tester`, and no passwords.
+pub struct Mariadb {
+    server: Server,
+}
+
+impl Mariadb {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts with further settings, each as `--name=value`; they win over ours.
+    pub async fn start_with(settings: &[&str]) -> Self {
+        static TEMPLATE: OnceCell<PathBuf> = OnceCell::const_new();
+
+        let template = TEMPLATE
+            .get_or_init(|| async { spawn_blocking(mariadb_template).await.expect("a data folder can be made") })
+            .await;
+        let mut server = Server::new(Engine::Mariadb, &mariadb_program("mariadbd"), account("mysql"));
+        let data = server.folder.join("data");
+        spawn_blocking({
+            let (folder, data) = (server.folder.clone(), data.clone());
+            move || run_tool(Command::new("cp").arg("-a").arg(template).arg(data), &folder, None)
+        })
+        .await
+        .expect("the data folder should be copied");
+        let init = server.folder.join("init.sql");
+        let script = "CREATE USER IF NOT EXISTS tester@'127.0.0.1';\n\
+                      GRANT ALL ON *.* TO tester@'127.0.0.1' WITH GRANT OPTION;\n";
+        fs::write(&init, script).expect("a file can be written");
+        server.args.extend(["--no-defaults".to_owned(), format!("--datadir={}", data.display())]);
+        server.args.push(format!("--socket={}", server.folder.join("socket").display()));
+        server.args.push(format!("--pid-file={}", server.folder.join("mariadbd.pid").display()));
+        for setting in MARIADB_SETTINGS.iter().chain(settings) {
+            server.args.push(setting.replace("init.sql", &init.display().to_string()));
+        }
+        server.start().await;
+        Self { server }
+    }
+
+    /// The one server of this test process, for tests that need only their own database and break nothing.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Mariadb> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start).await
+    }
+
+    pub async fn create_database(&self) -> MariadbDatabase {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+
+        let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let database = MariadbDatabase { url: self.url(&name), name };
+        let mut admin = connect_mariadb(&self.url("")).await.expect("the server should be running");
+        admin.query_drop(format!("CREATE DATABASE {}", database.name)).await.expect("the database can be created");
+        database
+    }
+
+    pub fn url(&self, database: &str) -> String {
+        mariadb_url(self.server.port.number, database)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.server.port.number
+    }
+
+    /// Crashes the server with all its sessions; what was committed is there after [`start_again`](Self::start_again).
+    pub async fn kill(&mut self) {
+        self.server.kill().await;
+    }
+
+    /// Starts with the same port and data; a server that still runs crashes first.
+    pub async fn start_again(&mut self) {
+        self.server.start_again().await;
+    }
+
+    pub fn pause(&self) {
+        self.server.pause();
+    }
+
+    pub fn resume(&self) {
+        self.server.resume();
+    }
+}
+
+/// A database of a test's own; it goes when its server goes.
+pub struct MariadbDatabase {
+    pub url: String,
+    pub name: String,
+}
+
+impl MariadbDatabase {
+    pub async fn client(&self) -> mysql_async::Conn {
+        connect_mariadb(&self.url).await.expect("the database should accept a connection")
+    }
+
+    /// Runs one or several statements.
+    pub async fn sql(&self, sql: &str) {
+        self.client().await.query_drop(sql).await.unwrap_or_else(|error| panic!("{error}: {sql}"));
     }
 }
 
@@ -406,6 +519,7 @@ impl Memcached {
 #[derive(Clone, Copy)]
 enum Engine {
     Postgres,
+    Mariadb,
     Redis,
     EncryptedRedis,
     Memcached,
@@ -457,7 +571,7 @@ impl Server {
     async fn run_until_it_answers(&mut self) -> Result<(), String> {
         let port_option = match self.engine {
             Engine::Postgres | Engine::Memcached => "-p",
-            Engine::Redis => "--port",
+            Engine::Mariadb | Engine::Redis => "--port",
             Engine::EncryptedRedis => "--tls-port",
         };
         let mut command = server_in(&self.folder, &self.program, self.account);
@@ -494,6 +608,10 @@ impl Server {
                 stream.readable().await.map_err(text)?;
                 // Whatever it says to that, or if it hangs up: somebody is there.
                 Ok(())
+            }
+            Engine::Mariadb => {
+                let mut client = connect_mariadb(&mariadb_url(self.port.number, "")).await.map_err(text)?;
+                client.query_drop("SELECT 1").await.map_err(text)
             }
             Engine::Redis => {
                 let stream = TcpStream::connect(loopback(self.port.number)).await.map_err(text)?;
@@ -536,7 +654,7 @@ impl Server {
         // To Postgres TERM means to wait until everybody has gone.
         self.signal(match self.engine {
             Engine::Postgres => "kill -s INT",
-            Engine::Redis | Engine::EncryptedRedis | Engine::Memcached => "kill -s TERM",
+            Engine::Mariadb | Engine::Redis | Engine::EncryptedRedis | Engine::Memcached => "kill -s TERM",
         });
         let deadline = Instant::now() + STOP_DEADLINE;
         while self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
@@ -758,6 +876,26 @@ fn postgres_template() -> PathBuf {
     data
 }
 
+/// Runs `mariadb-install-db`, which takes some seconds: once per process, the servers start from copies.
+fn mariadb_template() -> PathBuf {
+    let account = account("mysql");
+    let folder = new_folder(account);
+    let data = folder.join("data");
+    let mut install = Command::new(mariadb_program("mariadb-install-db"));
+    install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+    install.args(["--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=0"]);
+    run_tool(install.arg(format!("--datadir={}", data.display())), &folder, account);
+    data
+}
+
+/// Debian puts the server where only root looks.
+fn mariadb_program(name: &str) -> PathBuf {
+    let elsewhere = ["/usr/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(name));
+    find(name)
+        .or_else(|| elsewhere.into_iter().find(|candidate| candidate.is_file()))
+        .unwrap_or_else(|| panic!("{name} not found: apt-get install mariadb-server"))
+}
+
 /// Debian keeps the server programs of each version out of `PATH`; whoever puts some there has chosen.
 fn postgres_folder() -> PathBuf {
     // A link to it leads to where all the others are.
@@ -788,13 +926,18 @@ struct Account {
 
 /// Postgres refuses to run as root, so root runs it as `postgres`; anybody else as themselves.
 fn postgres_account() -> Option<Account> {
+    account("postgres")
+}
+
+/// The servers' own accounts, for root; anybody else runs them as themselves.
+fn account(name: &str) -> Option<Account> {
     let we_are_root = fs::metadata("/proc/self").is_ok_and(|us| us.uid() == 0);
     we_are_root.then(|| {
         let accounts = fs::read_to_string("/etc/passwd").expect("the accounts should be readable");
         let mut fields = accounts
             .lines()
-            .find_map(|line| line.strip_prefix("postgres:"))
-            .expect("postgres refuses to run as root and there is no user postgres: apt-get install postgresql")
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .unwrap_or_else(|| panic!("a server must not run as root, and there is no user {name}: make servers"))
             .split(':')
             .skip(1)
             .map(|field| field.parse().expect("an account has numbers"));
@@ -808,6 +951,15 @@ async fn connect(url: &str) -> Result<tokio_postgres::Client, tokio_postgres::Er
     // It ends with the client, or with an error that the client's next query reports.
     tokio::spawn(connection);
     Ok(client)
+}
+
+async fn connect_mariadb(url: &str) -> Result<mysql_async::Conn, mysql_async::Error> {
+    let opts = mysql_async::OptsBuilder::from_opts(mysql_async::Opts::from_url(url)?).prefer_socket(false);
+    mysql_async::Conn::new(opts).await
+}
+
+fn mariadb_url(port: u16, database: &str) -> String {
+    format!("mysql://tester@127.0.0.1:{port}/{database}")
 }
 
 fn postgres_url(port: u16, database: &str) -> String {

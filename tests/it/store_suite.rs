@@ -7,7 +7,7 @@ use cache_aside::catalog::{Key, KeyError, Resource, State, What};
 use cache_aside::config::{Config, Env};
 use cache_aside::store::{AnyStore, Body, LastWord, Load, Precondition, Store, StoreError, Write, WriteError};
 
-use crate::servers::Postgres;
+use crate::servers::{Mariadb, Postgres};
 
 /// Statements that both engines take.
 const SCHEMA: &str = "
@@ -84,7 +84,8 @@ fn body(json: &str) -> Body {
 
 async fn contract(shelf: &Shelf) {
     assert!(shelf.store.ping().await.is_ok());
-    assert!(matches!(&shelf.resources["gone"], State::Waiting(problems) if problems[0].text.contains("no table")));
+    let gone = &shelf.resources["gone"];
+    assert!(matches!(gone, State::Waiting(problems) if problems[0].text.contains("no table")), "{gone:?}");
     let book = shelf.resource("book");
     assert!(matches!(book.row(vec!["a".into(), "x".into()]), Err(KeyError::Malformed(_))));
 
@@ -178,6 +179,15 @@ async fn postgres_keeps_the_contract() {
     let schema = SCHEMA.replace("bytea_", "bytea").replace("X_", r"'\x00ff'");
     database.client().await.batch_execute(&schema).await.expect("the schema is sound");
     contract(&Shelf::open(&database.url, None).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb_keeps_the_contract() {
+    let database = Mariadb::shared().await.create_database().await;
+    let schema = SCHEMA.replace("text", "varchar(40)").replace("bytea_", "varbinary(10)").replace("X_", "X'00ff'");
+    database.sql(&schema).await;
+    contract(&Shelf::open(&database.url, None).await).await;
+    contract(&Shelf::open(&database.url.replace("mysql://", "mariadb://"), None).await).await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::app::App;
 use crate::invalidation::{seen, warm};
-use crate::servers::{Postgres, Redis};
+use crate::servers::{Mariadb, Postgres, Redis};
 
 pub fn openssl(dir: &Path, args: &str) {
     let output = Command::new("openssl").args(args.split(' ')).current_dir(dir).output().expect("openssl is installed");
@@ -100,6 +100,56 @@ async fn both_backends_are_reached_over_tls_and_strangers_are_refused() {
             app.get("/readyz?verbose").await.text.contains("[-] database: the database can't be reached")
         })
         .await;
+    }
+}
+
+#[tokio::test]
+async fn mariadb_is_reached_over_tls_and_strangers_are_refused() {
+    let dir = certificates();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    // MariaDB takes a key from anybody, as long as it can read it.
+    std::fs::copy(file("server.key"), file("open.key")).expect("it is ours");
+    std::fs::set_permissions(file("open.key"), std::fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let settings = [
+        format!("--ssl-ca={}", file("ca.crt")),
+        format!("--ssl-cert={}", file("server.crt")),
+        format!("--ssl-key={}", file("open.key")),
+    ];
+    let server = Mariadb::start_with(&settings.each_ref().map(String::as_str)).await;
+    let database = server.create_database().await;
+    let strict =
+        "CREATE USER strict@'127.0.0.1' IDENTIFIED BY 'se:cret?' REQUIRE SSL; GRANT ALL ON *.* TO strict@'127.0.0.1'";
+    database.sql(&format!("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1); {strict}")).await;
+    let config = |mode: &str, ca: &str| {
+        let ca_file = if ca.is_empty() { String::new() } else { format!(", ca_file: \"{}\"", file(ca)) };
+        let url = database.url.replace("tester@", "strict:se%3Acret%3F@");
+        format!(
+            "database: {{ url: \"{url}{mode}\"{ca_file} }}\ncache: {{ url: \"memory:\" }}\n\
+             invalidation: {{ mode: none }}\nresources: {{ item: {{}} }}\n"
+        )
+    };
+    for (mode, ca) in [
+        ("?ssl-mode=REQUIRED", ""),
+        ("?sslmode=require", "ca.crt"),
+        ("?ssl-mode=VERIFY_CA", "ca.crt"),
+        ("?ssl_mode=verify_identity&tcp_nodelay=true", "ca.crt"),
+    ] {
+        let app = App::start(&config(mode, ca)).await;
+        app.get("/api/item/1").await.expect(200);
+    }
+    for (mode, ca) in [
+        ("", ""),
+        ("?ssl-mode=DISABLED", "ca.crt"),
+        ("?ssl-mode=VERIFY_CA", ""),
+        ("?ssl-mode=VERIFY_IDENTITY", "other.crt"),
+        ("?ssl-mode=REQUIRED", "other.crt"),
+    ] {
+        let app = App::launch(&config(mode, ca)).await;
+        app.until("refused", async |app| {
+            app.get("/readyz?verbose").await.text.contains("[-] database: the database can't be reached")
+        })
+        .await;
+        assert!(!app.log().contains("se:cret"));
     }
 }
 

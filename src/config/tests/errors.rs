@@ -235,27 +235,28 @@ fn a_token_needs_a_whole_digest() {
 fn schemes_are_known_unknown_or_not_built_yet() {
     let database = |url: &str| parse(&format!("database:\n  url: {url}\nresources: {{ users: }}\n")).map(drop);
     let cache = |url: &str| with(&format!("cache:\n  url: {url}\n")).map(drop);
-    for url in ["postgres://h/d", "postgresql://h/d", "sqlite:file.db", "'sqlite::memory:'"] {
+    for url in
+        ["postgres://h/d", "postgresql://h/d", "mysql://h/d", "mariadb://h/d", "sqlite:file.db", "'sqlite::memory:'"]
+    {
         assert_eq!(database(url), Ok(()));
     }
     for url in ["redis://h", "rediss://h", "valkey://h", "valkeys://h", "'memory:'", "redis+cluster://h,i"] {
         assert_eq!(cache(url), Ok(()));
     }
-    for scheme in ["mysql", "mariadb"] {
-        let expected = format!("config.yaml:2: database.url: {scheme}: is not built yet");
-        assert_eq!(database(&format!("{scheme}://h/d")), Err(expected));
-    }
     let braces = "redis+cluster://h\n  key_prefix: 'a{b}:'";
     let expected = "config.yaml:8: cache.key_prefix: braces decide which node of a cluster holds a key: leave them out";
     assert_eq!(cache(braces), Err(expected.into()));
-    let known = "use postgres:// or sqlite:";
+    let wal = parse("database:\n  url: mysql://h/d\nresources: { users: }\ninvalidation:\n  mode: wal\n").map(drop);
+    assert!(wal.unwrap_err().starts_with("config.yaml:5: invalidation.mode: wal reads the log of PostgreSQL"));
+    let known = "use postgres://, mysql://, mariadb:// or sqlite:";
     assert_eq!(
         database("oracle://h/d"),
         Err(format!("config.yaml:2: database.url: the scheme \"oracle\" is not known; {known}"))
     );
     assert_eq!(
         database("localhost"),
-        Err("config.yaml:2: database.url: this is no URL; write it with postgres:// or sqlite:".into())
+        Err("config.yaml:2: database.url: this is no URL; write it with postgres://, mysql://, mariadb:// or sqlite:"
+            .into())
     );
     assert!(cache("http://h").unwrap_err().starts_with("config.yaml:7: cache.url: the scheme \"http\" is not known"));
     let replica = |more: &str| {

@@ -100,7 +100,7 @@ fn column(row: &Row) -> Result<Column, Error> {
         (Some(labels), _) => (Kind::Label(labels), true),
         (None, "int2") => integer(i16::MIN.into(), i16::MAX.into()),
         (None, "int4") => integer(i32::MIN.into(), i32::MAX.into()),
-        (None, "int8") => integer(i64::MIN, i64::MAX),
+        (None, "int8") => integer(i64::MIN.into(), i64::MAX.into()),
         (None, "oid") => integer(0, u32::MAX.into()),
         (None, "text" | "varchar") => (Kind::Text { max_bytes: None }, deterministic),
         (None, "bpchar" | "citext") => (Kind::Text { max_bytes: None }, false),

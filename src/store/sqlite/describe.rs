@@ -92,7 +92,7 @@ fn kind(declared: &str) -> (Kind, bool) {
     let declared = declared.to_ascii_uppercase();
     let has = |word: &str| declared.contains(word);
     if has("INT") {
-        (Kind::Integer { min: i64::MIN, max: i64::MAX }, true)
+        (Kind::Integer { min: i64::MIN.into(), max: i64::MAX.into() }, true)
     } else if has("BOOL") {
         (Kind::Boolean, true)
     } else if has("BLOB") || declared.is_empty() {

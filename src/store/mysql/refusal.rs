@@ -1,0 +1,85 @@
+//! What an error of the server, or of the way to it, means to a caller.
+
+use mysql_async::{Error, ServerError};
+
+use crate::store::StoreError;
+
+/// Why a statement has no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The server said no.
+    Server(ServerError),
+    /// The connection is no good any more: why.
+    Lost(String),
+    /// Nothing came in time.
+    TimedOut,
+}
+
+impl Failure {
+    pub(super) fn was_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Server(refusal) => Self::Server(refusal),
+            // The driver's text holds no statement and no password.
+            other => Self::Lost(other.to_string()),
+        }
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Server(refusal) => meaning(&refusal),
+            Failure::Lost(why) => Self::Unavailable(why),
+            Failure::TimedOut => Self::TimedOut,
+        }
+    }
+}
+
+/// What a "no" of the server means for a statement that was sound before.
+pub(super) fn meaning(refusal: &ServerError) -> StoreError {
+    let said = format!("{} ({})", refusal.message, refusal.code);
+    match refusal.code {
+        // Statement timeout (MySQL, MariaDB), killed, waited too long for a lock.
+        3024 | 1969 | 1317 | 1205 => StoreError::TimedOut,
+        // No such database, column or table.
+        1049 | 1054 | 1146 => StoreError::Changed(said),
+        // Too many connections, out of memory or disk, shutting down, killed, read only, deadlock.
+        1021 | 1037 | 1038 | 1040 | 1041 | 1053 | 1114 | 1152 | 1203 | 1213 | 1226 | 1290 | 1792 | 1836 | 1927
+        | 3169 | 4031 => StoreError::Unavailable(said),
+        // Mixed collations, wrong dates and strings.
+        1267 | 1270 | 1271 | 1292 | 1300 | 1366 | 1411 | 1525 => {
+            StoreError::BadValue("it is not of the column's type".into())
+        }
+        _ if refusal.state.starts_with("22") => StoreError::BadValue("it is not of the column's type".into()),
+        _ if refusal.state.starts_with("08") => StoreError::Unavailable(said),
+        _ => StoreError::Refused(said),
+    }
+}
+
+/// What it means where the statement itself may be wrong. A syntax error quotes it, which nobody needs.
+pub(super) fn of_statement(refusal: &ServerError) -> StoreError {
+    match meaning(refusal) {
+        // It wanted to write.
+        _ if refusal.code == 1792 => StoreError::BadStatement("it may only read".into()),
+        outage if outage.is_outage() => outage,
+        _ if refusal.code == 1064 => {
+            let line = refusal.message.rsplit_once(" at line ").map(|(_, line)| format!(" in line {line}"));
+            StoreError::BadStatement(format!("syntax error{}", line.unwrap_or_default()))
+        }
+        _ => StoreError::BadStatement(refusal.message.clone()),
+    }
+}
+
+/// Why there is no connection: whatever the server said, the database is out of reach for us.
+pub(super) fn unreachable(error: &Error) -> StoreError {
+    StoreError::Unavailable(match error {
+        Error::Server(refusal) => format!("{} ({})", refusal.message, refusal.code),
+        other => other.to_string(),
+    })
+}

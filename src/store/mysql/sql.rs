@@ -1,0 +1,166 @@
+//! The statements of a resource. Names are quoted, values are parameters, and nothing of a request is ever in the text.
+
+use std::collections::HashMap;
+
+use mysql_async::{Row, Value};
+
+use super::value::{self, Form};
+use crate::catalog::{Column, Key, Resource, Statements, Table};
+use crate::store::{self, StoreError};
+
+/// Quotes an identifier.
+pub(super) fn quote(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// A text as SQL has it, whatever the session's mode: for scripts, never for what a request brings.
+pub(super) fn literal(text: &str) -> String {
+    // A backslash means itself or not, by the mode; hexadecimal digits always mean themselves.
+    if text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'\'' | b'\\')) {
+        return format!("'{text}'");
+    }
+    let digits: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+    if digits.is_empty() { "''".into() } else { format!("CONVERT(0x{digits} USING utf8mb4)") }
+}
+
+/// The table, with its database.
+pub(super) fn from(table: &Table) -> String {
+    let schema = table.schema.as_deref().map(|schema| format!("{}.", quote(schema))).unwrap_or_default();
+    format!("{schema}{}", quote(&table.name))
+}
+
+/// Columns that every statement gives: those shown, then the key's, then the lists'.
+pub(super) fn given(resource: &Resource) -> impl Iterator<Item = &Column> {
+    let lists = resource.lists.iter().map(|list| &resource.table.columns[list.column]);
+    resource.shown_columns().chain(resource.key_columns()).chain(lists)
+}
+
+pub(super) fn selected(resource: &Resource) -> String {
+    given(resource).map(|column| format!("t.{}", quote(&column.name))).collect::<Vec<_>>().join(", ")
+}
+
+/// A parameter that is compared with a column.
+fn mark(column: &Column) -> String {
+    if Form::of(column) == Form::Decimal {
+        // A text would be compared as a double.
+        let (precision, scale) = value::scale(column);
+        return format!("CAST(? AS DECIMAL({precision}, {scale}))");
+    }
+    "?".into()
+}
+
+/// The condition that finds a row by its key.
+pub(super) fn by_key(resource: &Resource) -> String {
+    let one = |column: &Column| format!("t.{} = {}", quote(&column.name), mark(column));
+    resource.key_columns().map(one).collect::<Vec<_>>().join(" AND ")
+}
+
+pub(super) fn bound(resource: &Resource, key: &Key) -> Result<Vec<Value>, StoreError> {
+    resource.key_columns().zip(key.parts()).map(|(column, part)| value::bind(column, part)).collect()
+}
+
+/// All statements that read a resource; that of many rows is written when their number is known.
+pub(super) fn statements(resource: &Resource) -> Statements {
+    let (selected, from) = (selected(resource), from(&resource.table));
+    let row = format!("SELECT {selected} FROM {from} AS t WHERE {} LIMIT 1", by_key(resource));
+    let lists = resource.lists.iter().map(|list| {
+        let column = &resource.table.columns[list.column];
+        let by = |order: &crate::catalog::Order| {
+            let way = if order.descending { " DESC" } else { "" };
+            format!("t.{}{way}", quote(&resource.table.columns[order.column].name))
+        };
+        format!(
+            "SELECT {selected} FROM {from} AS t WHERE t.{} = {} ORDER BY {} LIMIT {}",
+            quote(&column.name),
+            mark(column),
+            list.order.iter().map(by).collect::<Vec<_>>().join(", "),
+            list.limit + 1
+        )
+    });
+    Statements { row, rows: format!("SELECT {selected} FROM {from} AS t WHERE "), lists: lists.collect() }
+}
+
+/// Rows by so many keys.
+pub(super) fn rows(resource: &Resource, count: usize) -> String {
+    let all = match resource.key.as_slice() {
+        [only] => {
+            let column = &resource.table.columns[*only];
+            format!("t.{} IN ({})", quote(&column.name), vec![mark(column); count].join(", "))
+        }
+        _ => vec![format!("({})", by_key(resource)); count].join(" OR "),
+    };
+    format!("{}{all}", resource.statements.rows)
+}
+
+/// Each of so many keys by itself, with its place: only the database knows which of several texts a key equals.
+pub(super) fn one_by_one(resource: &Resource, count: usize) -> String {
+    let (selected, from, by_key) = (selected(resource), from(&resource.table), by_key(resource));
+    let one = |place: usize| format!("(SELECT {selected}, {place} FROM {from} AS t WHERE {by_key} LIMIT 1)");
+    (0..count).map(one).collect::<Vec<_>>().join(" UNION ALL ")
+}
+
+/// A row as it was read.
+pub(super) struct Found {
+    pub(super) json: Vec<u8>,
+    pub(super) key: Vec<String>,
+    pub(super) lists: Vec<(usize, String)>,
+}
+
+/// Reads what [`given`] names, from a row.
+pub(super) fn found(resource: &Resource, row: &Row) -> Found {
+    let mut json = Vec::with_capacity(256);
+    let (mut key, mut lists) = (Vec::new(), Vec::new());
+    let (shown, keys) = (resource.columns.len(), resource.key.len());
+    for (index, column) in given(resource).enumerate() {
+        let (value, form) = (row.as_ref(index).unwrap_or(&Value::NULL), Form::of(column));
+        if index < shown {
+            json.push(if index == 0 { b'{' } else { b',' });
+            value::string(&mut json, &column.name);
+            json.push(b':');
+            value::write(&mut json, value, form);
+        } else if index < shown + keys {
+            key.push(value::text(value, form).unwrap_or_default());
+        } else if let Some(text) = value::text(value, form) {
+            lists.push((index - shown - keys, text));
+        }
+    }
+    json.push(b'}');
+    Found { json, key, lists }
+}
+
+impl Found {
+    /// The same as the answer to `key`.
+    pub(super) fn asked_as(self, key: &Key) -> store::Row {
+        store::Row { spelled_as_asked: self.key == key.parts(), json: self.json.into() }
+    }
+}
+
+/// Puts rows into the order in which their keys were asked for, as far as they are spelled as they were asked for.
+pub(super) fn in_order(resource: &Resource, keys: &[&Key], rows: &[Row]) -> Vec<Option<store::Row>> {
+    let mut asked: HashMap<&[String], Vec<usize>> = HashMap::new();
+    for (index, key) in keys.iter().enumerate() {
+        asked.entry(key.parts()).or_default().push(index);
+    }
+    let mut all = vec![None; keys.len()];
+    for row in rows {
+        let found = found(resource, row);
+        let row = store::Row { json: found.json.into(), spelled_as_asked: true };
+        for index in asked.get(found.key.as_slice()).into_iter().flatten() {
+            all[*index].get_or_insert_with(|| row.clone());
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{literal, quote};
+
+    #[test]
+    fn names_and_texts_can_hold_anything() {
+        assert_eq!(quote("a`b"), "`a``b`");
+        assert_eq!(literal("plain"), "'plain'");
+        assert_eq!(literal("it's \\"), "CONVERT(0x69742773205c USING utf8mb4)");
+        assert_eq!(literal(""), "''");
+    }
+}
