@@ -39,8 +39,8 @@ use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, T
 use crate::catalog::Mapping;
 use crate::{config, store};
 
-/// How long a read waits for a lane that is about to be trusted.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// How long a read waits for a lane that is about to be trusted: about two rounds.
+const PATIENCE: Duration = Duration::from_millis(150);
 /// What an item costs beside its value, at most: the server's header, and the key.
 const OVERHEAD: usize = 400;
 
