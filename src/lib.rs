@@ -37,7 +37,7 @@
 //!
 //! # A database
 //!
-//! With the feature `postgres` or `sqlite`, [`Database`](https://docs.rs/cache-aside/latest/cache_aside/struct.Database.html)
+//! With the feature `postgres`, `mysql` or `sqlite`, [`Database`](https://docs.rs/cache-aside/latest/cache_aside/struct.Database.html)
 //! serves declared tables, lists and statements without HTTP: reads by key, batches, lists by a column, any SELECT; writes
 //! that are out of the cache before they return; and changes by other programs, which it learns from the database itself.
 //!
@@ -64,6 +64,7 @@
 //! | (none) | the cache in memory, own loaders, metrics | 52 |
 //! | `redis` | `redis://`, `rediss://`, `valkey://`, `redis+sentinel://`, `redis+cluster://` | 108 |
 //! | `postgres` | [`Database`](https://docs.rs/cache-aside/latest/cache_aside/struct.Database.html) over PostgreSQL | 112 |
+//! | `mysql` | the same over MySQL and MariaDB | 164 |
 //! | `sqlite` | the same over SQLite, which is compiled in | 76 |
 //! | `config` | configuration files: YAML, the environment, the JSON Schema | 61 |
 //! | `server` (default) | the service and its binary, with all of the above | 232 |

@@ -137,9 +137,7 @@ fn server(server: &Server) -> Result<(), Fault> {
 
 fn database(database: &Database) -> Result<(), Fault> {
     let check = |key: &str, url: &SecretUrl| match url.scheme() {
-        "postgres" | "postgresql" | "sqlite" => Ok(()),
-        "mysql" | "mariadb" if key == "url" => Ok(()),
-        scheme @ ("mysql" | "mariadb") => fault(&["database", key], format!("{scheme}: is not built yet")),
+        "postgres" | "postgresql" | "mysql" | "mariadb" | "sqlite" => Ok(()),
         scheme => fault(&["database", key], unknown_scheme(scheme, "postgres://, mysql://, mariadb:// or sqlite:")),
     };
     check("url", &database.url)?;
