@@ -62,12 +62,13 @@
 //! | feature | brings | crates |
 //! | --- | --- | --- |
 //! | (none) | the cache in memory, own loaders, metrics | 52 |
-//! | `redis` | `redis://`, `rediss://`, `valkey://`, `redis+sentinel://`, `redis+cluster://` | 108 |
-//! | `postgres` | [`Database`](https://docs.rs/cache-aside/latest/cache_aside/struct.Database.html) over PostgreSQL | 112 |
-//! | `mysql` | the same over MySQL and MariaDB | 164 |
-//! | `sqlite` | the same over SQLite, which is compiled in | 76 |
+//! | `redis` | `redis://`, `rediss://`, `valkey://`, `redis+sentinel://`, `redis+cluster://` | 109 |
+//! | `memcached` | `memcached://` | 65 |
+//! | `postgres` | [`Database`](https://docs.rs/cache-aside/latest/cache_aside/struct.Database.html) over PostgreSQL | 118 |
+//! | `mysql` | the same over MySQL and MariaDB | 165 |
+//! | `sqlite` | the same over SQLite, which is compiled in | 77 |
 //! | `config` | configuration files: YAML, the environment, the JSON Schema | 61 |
-//! | `server` (default) | the service and its binary, with all of the above | 232 |
+//! | `server` (default) | the service and its binary, with all of the above | 282 |
 //!
 //! A program that embeds the cache says `default-features = false`:
 //!

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use crate::app::{App, migrate};
 use crate::faults::Proxy;
 use crate::ledger::{Ledger, Read};
+use crate::nodes::Nodes;
 use crate::servers::{Kind, Memcached, Postgres, Redis};
 
 pub const REPLICAS: usize = 3;
@@ -26,6 +27,7 @@ pub fn kind(engine: &str) -> Kind {
 pub enum Memory {
     Redis(Redis),
     Memcached(Memcached),
+    Cluster(Nodes),
 }
 
 impl Memory {
@@ -36,7 +38,8 @@ impl Memory {
                 Self::Redis(Redis::start_as(kind(engine), &["--appendonly", "yes", "--appendfsync", "everysec"]).await)
             }
             "memcached" => Self::Memcached(Memcached::start().await),
-            other => panic!("no drill knows {other:?}; say redis, valkey or memcached"),
+            "cluster" => Self::Cluster(Nodes::start_with("2000").await),
+            other => panic!("no drill knows {other:?}; say redis, valkey, memcached or cluster"),
         }
     }
 
@@ -44,6 +47,7 @@ impl Memory {
         match self {
             Self::Redis(redis) => redis.port(),
             Self::Memcached(memcached) => memcached.port(),
+            Self::Cluster(nodes) => nodes.0[0].port(),
         }
     }
 
@@ -51,6 +55,7 @@ impl Memory {
         match self {
             Self::Redis(redis) => redis.start_again().await,
             Self::Memcached(memcached) => memcached.start_again().await,
+            Self::Cluster(nodes) => nodes.0[0].start_again().await,
         }
     }
 
@@ -58,6 +63,7 @@ impl Memory {
         match self {
             Self::Redis(redis) => redis.pause(),
             Self::Memcached(memcached) => memcached.pause(),
+            Self::Cluster(nodes) => nodes.0[0].pause(),
         }
     }
 
@@ -65,6 +71,7 @@ impl Memory {
         match self {
             Self::Redis(redis) => redis.resume(),
             Self::Memcached(memcached) => memcached.resume(),
+            Self::Cluster(nodes) => nodes.0[0].resume(),
         }
     }
 }
@@ -81,6 +88,8 @@ pub struct Fleet {
     database: String,
     mode: String,
     pub engine: String,
+    /// The cache's URL where no proxy can stand before it.
+    cluster: Option<String>,
     /// Follows the first primary, in good and in bad days.
     standby: Option<Postgres>,
     /// Where outside writers find the database.
@@ -108,6 +117,10 @@ impl Fleet {
             to_cache.push(Proxy::to(here(cache.port())).await);
             to_database.push(Proxy::to(here(postgres.port())).await);
         }
+        let cluster = match &cache {
+            Memory::Cluster(nodes) => Some(nodes.url()),
+            Memory::Redis(_) | Memory::Memcached(_) => None,
+        };
         let fleet = Self {
             apps: tokio::sync::Mutex::default(),
             urls: RwLock::default(),
@@ -119,6 +132,7 @@ impl Fleet {
             database: database.name.clone(),
             mode,
             engine: engine.to_owned(),
+            cluster,
             standby,
             writing: tokio::sync::RwLock::default(),
             ledger: Ledger::new(ROWS),
@@ -137,12 +151,11 @@ impl Fleet {
             format!(", replica_url: \"postgres://postgres@{}/{}\"", here(standby.port()), self.database)
         });
         format!(
-            "database: {{ url: \"postgres://postgres@{}/{}\"{follower} }}\ncache: {{ url: \"{}://{}\" }}\n\
+            "database: {{ url: \"postgres://postgres@{}/{}\"{follower} }}\ncache: {{ url: \"{}\" }}\n\
              access: {{ write: public }}\ninvalidation: {{ mode: {} }}\nresources: {{ item: {{ write: [update], ttl: 5s }} }}\n",
             self.to_database[replica].addr(),
             self.database,
-            self.engine,
-            self.to_cache[replica].addr(),
+            self.cluster.clone().unwrap_or_else(|| format!("{}://{}", self.engine, self.to_cache[replica].addr())),
             self.mode,
         )
     }

@@ -12,6 +12,8 @@ mod app;
 mod faults;
 mod fleet;
 mod ledger;
+#[path = "../it/nodes.rs"]
+mod nodes;
 mod phases;
 #[path = "../it/servers.rs"]
 mod servers;

@@ -25,9 +25,13 @@ pub async fn run(fleet: &Fleet, unit: Duration) {
     fleet.ledger.begin("calm", ReadYourWrites);
     sleep(unit * 2).await;
     replicas(fleet, unit).await;
-    networks(fleet, unit).await;
-    cache(fleet, unit).await;
-    failover_of_the_cache(fleet, unit).await;
+    if fleet.engine == "cluster" {
+        cluster(fleet, unit).await;
+    } else {
+        networks(fleet, unit).await;
+        cache(fleet, unit).await;
+        failover_of_the_cache(fleet, unit).await;
+    }
     database(fleet, unit).await;
     failover_of_the_database(fleet, unit).await;
 }
@@ -121,6 +125,53 @@ async fn cache(fleet: &Fleet, unit: Duration) {
         tell(redis, mend).await;
         calm(fleet, unit, name).await;
     }
+}
+
+/// Slots that come and go, and nodes that do.
+async fn cluster(fleet: &Fleet, unit: Duration) {
+    let mut cache = fleet.cache.lock().await;
+    let Memory::Cluster(nodes) = &mut *cache else { return };
+    for (name, moves) in [
+        ("slots moved to other nodes", 0),
+        ("slots moved there and back", 1),
+        ("slots whose keys leave and come back", 2),
+    ] {
+        // What is told while a key is on its way is marked, and bounded.
+        fleet.ledger.begin(name, Bounded);
+        for row in 0..30 {
+            let slot = nodes.slot(&format!("item:{row}")).await;
+            let from = nodes.holder(slot).await;
+            let to = (0..3).find(|node| *node != from).unwrap_or(0);
+            let moving = async || sleep(unit / 30).await;
+            match moves {
+                0 => nodes.move_slot(slot, from, to, moving).await,
+                1 => {
+                    nodes.move_slot(slot, from, to, moving).await;
+                    nodes.move_slot(slot, to, from, moving).await;
+                }
+                // A round must have seen it: see the decision on clusters.
+                _ => nodes.move_keys_and_back(slot, from, to, async || sleep(Duration::from_secs(1)).await).await,
+            }
+        }
+        calm(fleet, unit, name).await;
+    }
+
+    fleet.ledger.begin("a node killed, its replica takes over", Bounded);
+    let holder = nodes.holder(nodes.slot("item:0").await).await;
+    nodes.0[holder].kill().await;
+    sleep(unit.max(Duration::from_secs(6))).await;
+    calm(fleet, unit, "node killed").await;
+    fleet.ledger.begin("the killed node is back, and follows", Bounded);
+    nodes.0[holder].start_again().await;
+    calm(fleet, unit, "node back").await;
+
+    fleet.ledger.begin("a node hung until it was replaced, then it wakes up", Bounded);
+    let holder = nodes.holder(nodes.slot("item:1").await).await;
+    nodes.0[holder].pause();
+    sleep(unit.max(Duration::from_secs(8))).await;
+    nodes.0[holder].resume();
+    sleep(unit).await;
+    calm(fleet, unit, "node hung").await;
 }
 
 async fn tell(redis: &Redis, words: &[&str]) {

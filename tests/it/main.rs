@@ -6,6 +6,7 @@
 mod app;
 mod engines;
 mod faults;
+mod nodes;
 mod servers;
 
 mod access;
@@ -15,6 +16,7 @@ mod cluster;
 mod examples;
 mod invalidation;
 mod library;
+mod matrix;
 mod memcached;
 mod mysql;
 mod oracle;
