@@ -177,6 +177,23 @@ impl MemoryCache {
         });
     }
 
+    /// Gives a group another generation, where it has one.
+    fn renew_group(&self, key: &str) {
+        if self.inner.generations.load().groups.contains_key(key) {
+            let fresh = fastrand::u64(1..);
+            self.renew(|generations| {
+                generations.groups.insert(key.to_owned(), fresh);
+            });
+        }
+    }
+
+    /// Whether a writer holds a group that this place depends on.
+    fn has_held_group(&self, place: &Place<'_>) -> bool {
+        let now = self.now();
+        let held = |group: &String| self.slot(group, now).is_some_and(|slot| !entry::holders(&slot.value).is_empty());
+        place.groups.iter().any(held)
+    }
+
     /// Makes the generations of a place's groups where there are none: before the database is read for it.
     fn open_groups(&self, place: &Place<'_>) {
         let known = self.inner.generations.load();
@@ -309,7 +326,11 @@ impl Cache for MemoryCache {
 
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let verified = self.verified(self.deadline())?;
-        places.iter().map(|place| self.lease_one(place, millis(lock), verified)).collect()
+        let lease = |place: &Place<'_>| match self.has_held_group(place) {
+            true => Ok(Lease::Past),
+            false => self.lease_one(place, millis(lock), verified),
+        };
+        places.iter().map(lease).collect()
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
@@ -330,7 +351,7 @@ impl Cache for MemoryCache {
                 // Read from another database, or from a former life of this one.
                 return Filled::Fenced;
             }
-            self.with_ticket(place.key, ticket, |_, now| {
+            let filled = self.with_ticket(place.key, ticket, |_, now| {
                 let life = millis(fill.ttl.saturating_add(fill.grace));
                 Some(Slot {
                     value: entry::valid(place.key, ticket.tag, place.shape, fill, now),
@@ -338,7 +359,10 @@ impl Cache for MemoryCache {
                     lock_ends: 0,
                     expires: now.saturating_add(life),
                 })
-            })
+            });
+            // The entry's own fence says nothing of a group that was dropped, or a resource that was purged, since the
+            // lease: what is stored carries their old generations, and nobody may share it.
+            if filled == Filled::Stored && self.tag(place) != ticket.tag { Filled::Fenced } else { filled }
         };
         Ok(fills.iter().map(store).collect())
     }
@@ -356,12 +380,7 @@ impl Cache for MemoryCache {
         for key in keys {
             let _step = self.stripe(key);
             self.inner.map.remove(*key);
-            if self.inner.generations.load().groups.contains_key(*key) {
-                let fresh = fastrand::u64(1..);
-                self.renew(|generations| {
-                    generations.groups.insert((*key).to_owned(), fresh);
-                });
-            }
+            self.renew_group(key);
         }
         Ok(())
     }
@@ -378,6 +397,8 @@ impl Cache for MemoryCache {
             let expires = expires.max(others);
             let value = entry::reserved(key, &owners).into();
             self.inner.map.insert((*key).to_owned(), Slot { value, fence: NOBODY, lock_ends: expires, expires });
+            // What depends on a group that is held is good for nothing.
+            self.renew_group(key);
         }
         Ok(())
     }
@@ -393,7 +414,10 @@ impl Cache for MemoryCache {
                     let value = entry::reserved(key, &owners).into();
                     self.inner.map.insert((*key).to_owned(), Slot { value, ..slot });
                 }
-                _ => drop(self.inner.map.remove(*key)),
+                _ => {
+                    self.inner.map.remove(*key);
+                    self.renew_group(key);
+                }
             }
             drop(step);
         }

@@ -135,6 +135,7 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     soft(cache, other, &key("soft")).await;
     shapes(cache, &key("shape")).await;
     holds(cache, other, &key("reserved")).await;
+    groups(cache, other, prefix).await;
 
     let many: Vec<String> = (0..50).map(|index| key(&format!("many{index}"))).collect();
     let places: Vec<Place<'_>> = many.iter().map(|key| place(key)).collect();
@@ -212,6 +213,36 @@ async fn shapes(cache: &AnyCache, key: &str) {
 }
 
 /// A writer's hold keeps everybody out until its owner or time ends it.
+/// What depends on groups is only as good as they are, and so is a fill that began before one was dropped.
+async fn groups(cache: &AnyCache, other: &AnyCache, prefix: &str) {
+    let (key, group) = (format!("{prefix}grouped"), format!("{prefix}cache-aside:group:x"));
+    let groups = [group.clone()];
+    let place = Place { groups: &groups, ..place(&key) };
+    let lease = async || match cache.lease(&[place], LOCK).await.expect("it answers").remove(0) {
+        Lease::Fill { ticket, .. } => ticket,
+        other => panic!("{other:?}"),
+    };
+    let fill = async |ticket| cache.fill(&[(place, ticket, lasting("grouped"))]).await.expect("it answers").remove(0);
+    let held = lease().await;
+    other.invalidate(&[&group]).await.expect("it answers");
+    assert_eq!(fill(held).await, Filled::Fenced, "nobody may share what was loaded before that");
+    assert_eq!(cache.read(place).await, Ok(Lookup::Absent));
+    let held = lease().await;
+    assert_eq!(fill(held).await, Filled::Stored);
+    assert!(matches!(cache.read(place).await, Ok(Lookup::Fresh(_))));
+    // A writer may hold a group as well.
+    let owner = Fence::new().expect("randomness");
+    other.hold(&[&group], owner, LOCK).await.expect("it answers");
+    assert_eq!(cache.read(place).await, Ok(Lookup::Absent));
+    let leased = cache.lease(&[place], LOCK).await;
+    assert!(matches!(leased.as_deref(), Ok([Lease::Past]) | Err(_)), "{leased:?}");
+    other.invalidate_unless_held(&[&group], Some(owner)).await.expect("it answers");
+    assert_eq!(cache.read(place).await, Ok(Lookup::Absent), "what was there is from before");
+    let held = lease().await;
+    other.invalidate_unless_held(&[&group], None).await.expect("it answers");
+    assert_eq!(fill(held).await, Filled::Fenced, "a round drops groups this way too");
+}
+
 async fn holds(cache: &AnyCache, other: &AnyCache, key: &str) {
     let (one, two) = (Fence::new().expect("randomness"), Fence::new().expect("randomness"));
     let filling = ticket(cache, key).await;

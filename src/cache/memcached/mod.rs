@@ -254,15 +254,44 @@ impl MemcachedCache {
     }
 
     /// The generations of a place's groups, made where there are none: before the database is read for it.
-    async fn groups(&self, live: &Live, place: &Place<'_>) -> Result<Vec<u64>, CacheError> {
+    /// `None`: a writer holds one of them. He writes his hold before he drops the generation, and it is looked for after the
+    /// generation was made, so one of the two is seen.
+    async fn groups(&self, live: &Live, place: &Place<'_>) -> Result<Option<Vec<u64>>, CacheError> {
         let mut batch = Batch::new();
         for group in place.groups {
             let key = self.shared.spelling.of(group);
             batch.set(&key, If::Absent, 0, fastrand::u64(1..).to_string().as_bytes());
             batch.get(&key);
+            batch.get(&self.shared.spelling.hold_of(group));
         }
         let replies = live.connection.ask(batch).await?;
-        replies.chunks(2).map(|pair| pair.last().and_then(number).ok_or(CacheError::Refused)).collect()
+        let mut generations = Vec::with_capacity(place.groups.len());
+        for (group, replies) in place.groups.iter().zip(replies.chunks(3)) {
+            let [_, generation, holders] = replies else { return Err(CacheError::Refused) };
+            if steps::is_held(group, holders)? {
+                return Ok(None);
+            }
+            generations.push(number(generation).ok_or(CacheError::Refused)?);
+        }
+        Ok(Some(generations))
+    }
+
+    /// Whether the groups of these fills and the generations of their resources are still those of their leases. The entry's
+    /// own number says nothing of a group that was dropped, or a resource that was purged, since then.
+    async fn still(&self, live: &Live, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<bool>, CacheError> {
+        let groups = fills.first().map_or(&[][..], |(place, ..)| place.groups);
+        let mut generations = Some(Vec::new());
+        if !groups.is_empty() {
+            let mut batch = Batch::new();
+            for group in groups {
+                batch.get(&self.shared.spelling.of(group));
+            }
+            generations = live.connection.ask(batch).await?.iter().map(number).collect();
+        }
+        let is_same = |(place, ticket, _): &(Place<'_>, Ticket, Fill)| {
+            generations.as_ref().is_some_and(|generations| live.tag(place, generations) == ticket.tag)
+        };
+        Ok(fills.iter().map(is_same).collect())
     }
 
     /// Puts one value into the place of its lease's, or says why not.
@@ -396,7 +425,7 @@ impl Cache for MemcachedCache {
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
         let leasing = async {
-            let groups = self.groups(&live, first).await?;
+            let Some(groups) = self.groups(&live, first).await? else { return Ok(vec![Lease::Past; places.len()]) };
             let terms = Terms { groups: &groups, lock: millis(lock), verified };
             steps::lease(&self.shared, &live, places, &terms).await
         };
@@ -440,8 +469,10 @@ impl Cache for MemcachedCache {
                 steps::release(&self.shared, &live, &held).await?;
             }
             let (indexes, fills): (Vec<usize>, Vec<_>) = fills.into_iter().unzip();
-            for (index, filled) in indexes.into_iter().zip(self.store_all(&live, &fills).await?) {
-                verdicts[index] = filled;
+            let still = self.still(&live, &fills).await?;
+            let filled = self.store_all(&live, &fills).await?;
+            for ((index, filled), still) in indexes.into_iter().zip(filled).zip(still) {
+                verdicts[index] = if still || filled != Filled::Stored { filled } else { Filled::Fenced };
             }
             Ok(())
         };
@@ -468,6 +499,10 @@ impl Cache for MemcachedCache {
         // A hold in a memory that nobody reads from holds nobody back.
         if !self.verified(live.deadlines())? {
             return Err(CacheError::Untrusted);
+        }
+        if live.connection.server.get("evictions") == Some("off") {
+            // A write that it has no room for destroys what is there: a hold of somebody else, perhaps.
+            return Err(CacheError::Refused);
         }
         self.within(steps::hold(&self.shared, &live.connection, keys, owner, millis(time))).await
     }

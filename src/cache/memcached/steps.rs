@@ -240,6 +240,11 @@ pub(super) fn own(key: &str, fence: Fence, reply: &Reply) -> Option<u8> {
 }
 
 /// Who holds an entry, going by the reply to a look at its hold, and for how long the server keeps that.
+/// Whether somebody holds it.
+pub(super) fn is_held(key: &str, reply: &Reply) -> Result<bool, CacheError> {
+    Ok(!held(key, reply)?.0.is_empty())
+}
+
 fn held(key: &str, reply: &Reply) -> Result<(Vec<Fence>, u64), CacheError> {
     match reply {
         Reply::Value { value, life, .. } if Marks::of(key, value).is_some() => Ok((entry::holders(value), *life)),

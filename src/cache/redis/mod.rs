@@ -629,7 +629,11 @@ impl Cache for RedisCache {
             return Ok(vec![Filled::Gone; fills.len()]);
         }
         let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.control.load().origin));
-        let mut pipe = Pipeline::with_capacity(fills.len());
+        let groups = fills.first().map_or(&[][..], |(place, ..)| place.groups);
+        let mut pipe = Pipeline::with_capacity(groups.len() + fills.len());
+        for group in groups {
+            pipe.cmd("GET").arg(&*self.shared.spell(group));
+        }
         for (place, ticket, fill) in fills {
             if caught_up_with.is_some_and(|origin| origin != fill.origin) {
                 // Read from another database, or from a former life of this one.
@@ -640,8 +644,15 @@ impl Cache for RedisCache {
             let life = millis(fill.ttl.saturating_add(fill.grace));
             pipe.add_command(self.shared.scripts.fill(place.key, &ticket.fence.0, &value, life));
         }
-        let replies = self.scripts(&live, &pipe).await?;
-        let read = |reply: Value| match reply {
+        let mut replies = self.scripts(&live, &pipe).await?;
+        let filled = replies.split_off(groups.len());
+        let groups: Option<Vec<u64>> = replies.iter().map(number).collect();
+        let read = |((place, ticket, _), reply): (&(Place<'_>, Ticket, Fill), Value)| match reply {
+            // The entry's own fence says nothing of a group that was dropped, or a resource that was purged, since the
+            // lease: what is stored carries their old generations, and nobody may share it.
+            _ if groups.as_ref().and_then(|groups| Self::tag(&live, place, groups)) != Some(ticket.tag) => {
+                Ok(Filled::Fenced)
+            }
             Value::BulkString(word) if word == b"stored" => Ok(Filled::Stored),
             Value::BulkString(word) if word == b"fenced" => Ok(Filled::Fenced),
             Value::BulkString(word) if word == b"gone" => Ok(Filled::Gone),
@@ -651,7 +662,7 @@ impl Cache for RedisCache {
             Value::ServerError(_) => Ok(Filled::Gone),
             _ => Err(CacheError::Refused),
         };
-        let verdicts = replies.into_iter().map(read).collect();
+        let verdicts = fills.iter().zip(filled).map(read).collect();
         // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
         if self.verified(deadlines)? { verdicts } else { Err(CacheError::Untrusted) }
     }
@@ -685,7 +696,8 @@ impl Cache for RedisCache {
         }
         let mut pipe = Pipeline::with_capacity(keys.len());
         for key in keys {
-            pipe.add_command(self.shared.scripts.hold(key, &entry::reserved(key, &[owner]), millis(time)));
+            let held = entry::reserved(key, &[owner]);
+            pipe.add_command(self.shared.scripts.hold(&self.shared.spell(key), &held, millis(time)));
         }
         let replies = self.scripts(&live, &pipe).await?;
         let elsewhere = replies.iter().any(|reply| matches!(reply, Value::ServerError(_)));

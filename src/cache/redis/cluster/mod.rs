@@ -362,10 +362,15 @@ impl Cache for ClusterCache {
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
         let view = self.ready().await;
-        let split = Split::new(&view, keys.iter().copied(), |key| key);
-        if split.parts.values().map(|part| part.items.len()).sum::<usize>() < keys.len() {
+        let (shared, own): (Vec<&str>, Vec<&str>) = keys.iter().partition(|key| self.cluster.everywhere(key));
+        let split = Split::new(&view, own.iter().copied(), |key| key);
+        if view.caches.is_empty() || split.parts.values().map(|part| part.items.len()).sum::<usize>() < own.len() {
             // One that can't be held holds nobody back.
             return Err(CacheError::Disconnected);
+        }
+        if !shared.is_empty() {
+            let held = view.caches.iter().map(|cache| cache.hold(&shared, owner, time));
+            join_all(held).await.into_iter().collect::<Result<(), _>>()?;
         }
         split.ask(&view, |cache, some| cache.hold(some, owner, time)).await.into_iter().collect()
     }
