@@ -134,7 +134,15 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
         let mut targets = vec![resource.row_of(written.key.clone())];
         targets.extend(asked.filter(|key| *key != written.key).map(|key| resource.row_of(key)));
         targets.extend(written.lists.iter().map(|(index, value)| resource.list_of(*index, value.clone())));
-        let mut plan = plan(self.mappings.load().iter(), &written.changes);
+        let mappings = self.mappings.load();
+        let mut plan = plan(mappings.iter(), &written.changes);
+        // Where nothing tells of changes, what depends on the table is known all the same.
+        let relation = resource.table.relation();
+        for mapping in mappings.iter().filter(|mapping| mapping.relation == relation) {
+            if let Some(group) = mapping.group() {
+                plan.drop.entry(mapping.resource.clone()).or_default().insert(group.to_owned());
+            }
+        }
         if resource.hold {
             plan.held.insert(resource.name.to_string());
         }

@@ -60,6 +60,12 @@ pub enum Effect {
 }
 
 impl Mapping {
+    /// What any change of the table drops.
+    #[must_use]
+    pub fn group(&self) -> Option<&str> {
+        self.group.as_deref()
+    }
+
     /// A name for exactly this mapping.
     #[must_use]
     pub fn fingerprint(&self) -> String {
