@@ -225,8 +225,18 @@ fn a_flight_shared_with_everyone_brings_what_was_before_a_write() {
 }
 
 #[test]
+fn passengers_get_nothing_older_where_groups_are_dropped() {
+    holds(Flights { grouped: true, ..Flights::SOUND });
+}
+
+#[test]
+fn a_fill_stored_under_a_former_generation_proves_nothing() {
+    fails(Flights { grouped: true, same_tag: false, ..Flights::SOUND }, ACKNOWLEDGED);
+}
+
+#[test]
 fn a_fill_stored_on_another_memory_than_its_lease_proves_nothing() {
-    fails(Flights { one_memory: false, ..FLIGHTS_AND_A_RESTART }, ACKNOWLEDGED);
+    fails(Flights { one_memory: false, same_tag: false, ..FLIGHTS_AND_A_RESTART }, ACKNOWLEDGED);
 }
 
 // Rounds.

@@ -12,13 +12,18 @@ pub struct Flights {
     pub shared: bool,
     /// A stored fill is proof that nothing was invalidated since its lease, only if both went to one memory.
     pub one_memory: bool,
+    /// What changes drops the generation of a group that the entry depends on, and leaves the entry's own fence alone.
+    pub grouped: bool,
+    /// A stored fill is proof only if the generations are still those of its lease.
+    pub same_tag: bool,
     pub readers: usize,
     /// Restarts that may happen.
     pub restarts: u8,
 }
 
 impl Flights {
-    pub const SOUND: Self = Self { shared: false, one_memory: true, readers: 3, restarts: 0 };
+    pub const SOUND: Self =
+        Self { shared: false, one_memory: true, grouped: false, same_tag: true, readers: 3, restarts: 0 };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,6 +123,11 @@ impl Flights {
             Action::Read(index) => state.read(index),
             Action::Fly => state.fly(self),
             Action::Commit(index) => state.world.commit(index),
+            Action::Invalidate(index) if self.grouped => {
+                state.world.acknowledge(index)?;
+                state.epoch += 1;
+                Some(())
+            }
             Action::Invalidate(index) => state.world.invalidate(index),
             Action::Evict => (state.world.tell(Command::Evict) == Answer::Done).then_some(()),
             Action::SoftEnds => state.world.over(true),
@@ -197,7 +207,8 @@ impl State {
             Stage::FillSent { covers, late, value } => {
                 let Ticket { fence, tag, life } = flight.ticket?;
                 let stored = self.world.tell(Command::Fill { fence, tag, value, ttl: LATER, grace: LATER });
-                let believed = self.trusted && (life == self.life || !rules.one_memory);
+                let same = tag == self.epoch || !rules.same_tag;
+                let believed = self.trusted && same && (life == self.life || !rules.one_memory);
                 let covers = if stored == Answer::Stored && believed { late } else { covers };
                 Stage::Landing { covers, value }
             }

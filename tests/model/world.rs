@@ -57,13 +57,19 @@ impl World {
     }
 
     pub fn invalidate(&mut self, index: usize) -> Option<()> {
+        self.acknowledge(index)?;
+        self.tell(Command::Invalidate);
+        Some(())
+    }
+
+    /// The same where something else than the entry is dropped.
+    pub fn acknowledge(&mut self, index: usize) -> Option<()> {
         match self.writers[index] {
             Writer::Committed => self.floor = self.floor.max([1, 2][index]),
             Writer::Owed => {}
             Writer::Idle | Writer::Done => return None,
         }
         self.writers[index] = Writer::Done;
-        self.tell(Command::Invalidate);
         Some(())
     }
 
