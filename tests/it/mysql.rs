@@ -576,6 +576,33 @@ async fn without_capture_nothing_is_cached_and_it_is_noticed_when_it_comes_and_g
 }
 
 #[tokio::test]
+async fn a_table_that_took_the_name_of_a_captured_one_is_not_taken_for_captured() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, "CREATE TABLE item (id INT PRIMARY KEY, v INT); INSERT INTO item VALUES (7, 0)").await;
+    let config = world.config("resources: { item: {} }\n");
+    let app = App::start(&config).await;
+    warm(&[&app], &["/api/item/7"]).await;
+    // As tools that change a schema online do it. The triggers go along with the old table.
+    world
+        .sql(
+            "CREATE TABLE item_new LIKE item; INSERT INTO item_new VALUES (7, 1); \
+             RENAME TABLE item TO item_old, item_new TO item",
+        )
+        .await;
+    app.until("past the cache", async |app| app.get("/api/item/7").await.header("cache-status").contains("fwd=bypass"))
+        .await;
+    world.sql("UPDATE item SET v = 2 WHERE id = 7").await;
+    assert!(app.get("/api/item/7").await.text.contains(r#""v":2"#));
+    let migrated = command(&config, &["migrate"]);
+    assert!(migrated.status.success(), "{migrated:?}");
+    let strays = "SELECT COUNT(*) FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_TABLE = 'item_old'";
+    assert_eq!(world.number(strays).await, 0);
+    warm(&[&app], &["/api/item/7"]).await;
+    world.sql("UPDATE item SET v = 3 WHERE id = 7").await;
+    seen(&[&app], "/api/item/7", r#""v":3"#).await;
+}
+
+#[tokio::test]
 async fn where_several_servers_may_write_nothing_is_cached() {
     let server = Mariadb::start_with(&["--auto-increment-increment=2"]).await;
     let world = World::on(&server, SCHEMA).await;
