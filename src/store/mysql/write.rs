@@ -394,11 +394,12 @@ async fn explain(store: &MysqlStore, resource: &Resource, write: &Write, refusal
     }
 }
 
-/// What stands quoted right after these words.
+/// What stands quoted right after these words, where they come last: before that, the same words may be in a value.
 fn after<'a>(said: &'a str, words: &str) -> Option<&'a str> {
-    let rest = &said[said.find(words)? + words.len()..];
-    let quote = rest.chars().next()?;
+    let rest = &said[said.rfind(words)? + words.len()..];
+    let quote = rest.chars().next().filter(|quote| matches!(quote, '\'' | '`' | '"' | '('))?;
     let close = if quote == '(' { ')' } else { quote };
+    // All of these are one byte long.
     let rest = &rest[1..];
     // A quoted value may hold quotes, but what is asked for here comes last.
     let end = if close == '\'' { rest.rfind(close)? } else { rest.find(close)? };
@@ -492,6 +493,8 @@ mod tests {
             assert_eq!(named(said), Some(expected), "{said}");
         }
         assert_eq!(after("Duplicate entry 'a'b' for key 'author.name'", "for key "), Some("author.name"));
+        assert_eq!(after("Duplicate entry 'for key é' for key 'PRIMARY'", "for key "), Some("PRIMARY"));
+        assert_eq!(after("Duplicate entry 'x' for key é", "for key "), None);
         let fails =
             "Cannot add … (`s`.`book`, CONSTRAINT `c` FOREIGN KEY (`author_id`, `x`) REFERENCES `author` (`id`))";
         assert_eq!(listed(after(fails, "FOREIGN KEY ")), ["author_id", "x"]);
