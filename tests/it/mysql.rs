@@ -678,7 +678,7 @@ fn feed(config: &str) -> AnyFeed {
 
 /// The keys of what is owed since a point, and where that leads.
 async fn owed(feed: &AnyFeed, since: &str) -> (Vec<String>, String) {
-    let owed = feed.owed(Some(since), false).await.expect("it answers");
+    let owed = feed.owed(Some(since), &feed.origin(), false).await.expect("it answers");
     assert!(owed.complete, "{owed:?}");
     let key = |image: Option<std::collections::BTreeMap<String, Option<String>>>| image?.get("id")?.clone();
     let mut keys: Vec<String> = owed.changes.into_iter().filter_map(|change| key(change.image)).collect();
@@ -693,7 +693,7 @@ async fn a_point_waits_for_what_is_under_way_and_forgets_what_never_comes() {
     let config = world.config(RESOURCES);
     assert!(command(&config, &["migrate"]).status.success());
     let feed = feed(&config);
-    let begun = feed.owed(None, false).await.expect("it answers");
+    let begun = feed.owed(None, "", false).await.expect("it answers");
     assert!(!begun.complete && !begun.origin.is_empty());
     let (mut slow, mut undone) = (world.database.client().await, world.database.client().await);
     run(&mut slow, "START TRANSACTION; UPDATE item SET v = 1 WHERE id = 1").await;
@@ -712,9 +712,9 @@ async fn a_point_waits_for_what_is_under_way_and_forgets_what_never_comes() {
     let (first, _) = gaps.split_once('-').expect("it is a run");
     assert!(point.ends_with(&format!("={first}")), "{point} of {long_ago}");
     // Whoever begins now waits for it too, wherever it begins.
-    let anew = feed.owed(None, false).await.expect("it answers").point;
+    let anew = feed.owed(None, "", false).await.expect("it answers").point;
     feed.sweep().await.expect("it can");
-    let noted = feed.owed(None, false).await.expect("it answers").point;
+    let noted = feed.owed(None, "", false).await.expect("it answers").point;
     run(&mut slow, "COMMIT").await;
     for point in [&point, &anew, &noted] {
         assert_eq!(owed(&feed, point).await.0, ["1"], "{point}");
@@ -725,13 +725,32 @@ async fn a_point_waits_for_what_is_under_way_and_forgets_what_never_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_point_of_another_database_or_another_of_its_lives_says_nothing() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = world.config(RESOURCES);
+    assert!(command(&config, &["migrate"]).status.success());
+    let feed = feed(&config);
+    let mut slow = world.database.client().await;
+    run(&mut slow, "START TRANSACTION; UPDATE item SET v = 1 WHERE id = 1").await;
+    world.sql("UPDATE item SET v = 1 WHERE id = 3").await;
+    // Before commits were lost, what is under way here had been seen under the same ids.
+    let last = world.number("SELECT MAX(id) FROM cache_aside.outbox").await;
+    let before = format!("1:{last}");
+    let begun = feed.owed(Some(&before), "another", false).await.expect("it answers");
+    assert!(!begun.complete, "{begun:?}");
+    run(&mut slow, "COMMIT").await;
+    assert_eq!(owed(&feed, &begun.point).await.0, ["1"], "{begun:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_outbox_is_swept_and_a_cache_that_missed_too_much_begins_anew() {
     let server = Mariadb::start().await;
     let world = World::on(&server, SCHEMA).await;
     let config = world.config(RESOURCES);
     assert!(command(&config, &["migrate"]).status.success());
     let feed = feed(&config);
-    let first = feed.owed(None, false).await.expect("it answers").point;
+    let first = feed.owed(None, "", false).await.expect("it answers").point;
     let mut open = world.database.client().await;
     run(&mut open, "START TRANSACTION; UPDATE item SET v = 6 WHERE id = 6").await;
     world.sql("UPDATE item SET v = 1 WHERE id < 5").await;
@@ -743,19 +762,19 @@ async fn the_outbox_is_swept_and_a_cache_that_missed_too_much_begins_anew() {
     world.sql("UPDATE cache_aside.points SET at = at - INTERVAL 10 MINUTE").await;
     feed.sweep().await.expect("it can");
     assert_eq!(world.number(rows).await, 1, "the last one stays: it says how far the ids have got");
-    assert!(!feed.owed(Some(&first), false).await.expect("it answers").complete, "something is missing");
+    assert!(!feed.owed(Some(&first), &feed.origin(), false).await.expect("it answers").complete, "something is missing");
     run(&mut open, "COMMIT").await;
     assert_eq!(owed(&feed, &second).await.0, ["6"], "what was open stays");
     // Too much for one round: all of it as one.
     world.sql("INSERT INTO cache_aside.outbox (relation) SELECT 'x' FROM seq_1_to_10001; UPDATE item SET v = 2 WHERE id = 9").await;
     let (_, third) = owed(&feed, &second).await;
-    let many = feed.owed(Some(&second), false).await.expect("it answers");
+    let many = feed.owed(Some(&second), &feed.origin(), false).await.expect("it answers");
     assert!(many.complete && many.changes.len() == 3 && many.point == third, "{many:?}");
     world.sql("INSERT INTO cache_aside.outbox (relation) SELECT 'x' FROM seq_1_to_100001").await;
-    assert!(!feed.owed(Some(&third), false).await.expect("it answers").complete);
+    assert!(!feed.owed(Some(&third), &feed.origin(), false).await.expect("it answers").complete);
     // An outbox that is younger than it was has been put back.
     world.sql("DELETE FROM cache_aside.outbox").await;
-    assert!(!feed.owed(Some(&third), false).await.expect("it answers").complete);
+    assert!(!feed.owed(Some(&third), &feed.origin(), false).await.expect("it answers").complete);
 }
 
 #[tokio::test]

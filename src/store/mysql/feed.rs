@@ -107,32 +107,33 @@ impl Feed {
         self.store.inner.connector.found()
     }
 
-    /// What changed since a point in the database's history, and where that leads.
+    /// What changed since a point in the database's history, and where that leads. A point of another `origin` says
+    /// nothing: ids that were seen there are given out again here.
     ///
     /// # Errors
     ///
     /// [`StoreError`]: nothing is known then.
-    pub async fn owed(&self, since: Option<&str>) -> Result<Owed, StoreError> {
+    pub async fn owed(&self, since: Option<&str>, origin: &str) -> Result<Owed, StoreError> {
         let mut place = self.open.lock().await;
         let kept = place.take().filter(|open| !open.conn.is_disconnected());
         let fresh = kept.is_none();
         let since = since.and_then(Point::parse);
         // A new connection costs several round trips; a new beginning reads all that there is.
-        let patience = self.patience
-            * if since.is_none() {
-                10
-            } else if fresh {
-                3
-            } else {
-                1
-            };
+        let patience = |beginning: bool| match (beginning, fresh) {
+            (true, _) => self.patience * 10,
+            (false, true) => self.patience * 3,
+            (false, false) => self.patience,
+        };
         let mut open = match kept {
             Some(open) => open,
-            None => match tokio::time::timeout(patience, Open::new(&self.store.inner.connector)).await {
+            None => match tokio::time::timeout(patience(since.is_none()), Open::new(&self.store.inner.connector)).await
+            {
                 Ok(open) => open?,
                 Err(_) => return Err(StoreError::TimedOut),
             },
         };
+        let since = since.filter(|_| open.origin == origin);
+        let patience = patience(since.is_none());
         match tokio::time::timeout(patience, owed(&mut open, since)).await {
             Ok(Ok(owed)) if owed.origin == UNKNOWN => {
                 close(open.conn);
@@ -213,6 +214,12 @@ fn about(row: Option<&Row>, origin: &str) -> About {
 }
 
 async fn owed(open: &mut Open, since: Option<Point>) -> Result<Owed, Error> {
+    if open.origin.is_empty() {
+        // It follows another, or does not say who it is: nothing that it tells is of use.
+        let said: Option<Row> = open.conn.query_first(ABOUT).await?;
+        let origin = origin(open, &about(said.as_ref(), ""));
+        return Ok(Owed { origin, ..Owed::default() });
+    }
     let Some(since) = since else { return survey(open).await };
     let asked = format!("SELECT {ROW} FROM cache_aside.outbox WHERE {} LIMIT {}; {ABOUT}", since.unseen(), MOST + 1);
     let mut result = open.conn.query_iter(asked).await?;
