@@ -71,11 +71,13 @@ impl Connector {
         let timeout = database.statement_timeout;
         let seconds = timeout.as_secs_f64().ceil().max(1.0);
         // MariaDB ends any statement that takes too long, MySQL only those that read; waits for locks end on both.
+        // A session begins with the server's settings, whatever somebody made of them.
         let setup = format!(
             "SET NAMES utf8mb4; \
              SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00', autocommit = 1, \
              innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds} \
-             /*M!100101 , max_statement_time = {:.3} */ \
+             completion_type = 0, sql_select_limit = 18446744073709551615, \
+             /*M!100101 , max_statement_time = {:.3}, query_cache_type = 0 */ \
              /*!50708 , max_execution_time = {} */ /*!80000 , information_schema_stats_expiry = 0 */; \
              SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
             timeout.as_secs_f64(),
