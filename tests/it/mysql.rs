@@ -625,18 +625,70 @@ async fn what_is_printed_is_what_is_installed() {
     let printed = command(&config, &["migrate", "--print"]);
     // As the servers' own client splits it.
     let script = String::from_utf8_lossy(&printed.stdout).into_owned();
-    let script = script
-        .trim()
-        .strip_prefix("DELIMITER ;;")
-        .and_then(|rest| rest.strip_suffix("DELIMITER ;"))
-        .expect("it says where statements end");
+    let (settings, script) = script.split_once("DELIMITER ;;").expect("it says where statements end");
+    let script = script.trim().strip_suffix("DELIMITER ;").expect("it says where they end as ever");
     let mut client = world.database.client().await;
+    // As a client begins that knows no better.
+    run(&mut client, "SET NAMES latin1; SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES,ANSI_QUOTES'").await;
+    run(&mut client, settings).await;
     for statement in script.split(";;").map(str::trim).filter(|statement| !statement.is_empty()) {
         run(&mut client, statement).await;
     }
     let done = command(&config, &["migrate"]);
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success() && said.matches("up to date").count() == 2, "{said}");
+    let session = "SELECT COUNT(*) FROM information_schema.TRIGGERS
+                   WHERE CHARACTER_SET_CLIENT <> 'utf8mb4' OR SQL_MODE NOT LIKE '%NO_AUTO_VALUE_ON_ZERO%'";
+    assert_eq!(world.number(session).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_a_smaller_character_set_can_not_tell_apart_are_told_apart() {
+    let server = Mariadb::start().await;
+    let world = World::on(
+        &server,
+        "CREATE TABLE word (id VARCHAR(20) COLLATE utf8mb4_nopad_bin PRIMARY KEY, v INT) CHARACTER SET utf8mb4;
+         INSERT INTO word VALUES ('日', 0)",
+    )
+    .await;
+    let config = world.config("resources: { word: {} }\n");
+    let printed = command(&config, &["migrate", "--print"]);
+    let script = String::from_utf8_lossy(&printed.stdout).into_owned();
+    let (_, script) = script.split_once("DELIMITER ;;").expect("it says where statements end");
+    let mut client = world.database.client().await;
+    // Somebody who leaves the first lines out.
+    run(&mut client, "SET NAMES latin1").await;
+    for statement in script.trim().trim_end_matches("DELIMITER ;").split(";;").map(str::trim) {
+        if !statement.is_empty() {
+            run(&mut client, statement).await;
+        }
+    }
+    let feed = feed(&config);
+    let begun = feed.owed(None, "", false).await.expect("it answers").point;
+    world.sql("SET NAMES utf8mb4; UPDATE word SET id = '本' WHERE id = '日'").await;
+    assert_eq!(owed(&feed, &begun).await.0, ["日", "本"]);
+}
+
+#[tokio::test]
+async fn what_the_server_begins_sessions_with_changes_nothing() {
+    let server = Mariadb::start_with(&[
+        "--completion-type=CHAIN",
+        "--query-cache-type=1",
+        "--query-cache-size=1M",
+        "--sql-mode=ANSI_QUOTES,NO_BACKSLASH_ESCAPES",
+    ])
+    .await;
+    let world = World::on(&server, SCHEMA).await;
+    world.sql("SET GLOBAL sql_select_limit = 1").await;
+    let app = world.app(RESOURCES).await;
+    warm(&[&app], &["/api/item/7", "/api/item?team_id=2"]).await;
+    assert!(app.get("/api/item?team_id=2").await.text.contains(r#"{"id":99,"#));
+    app.patch("/api/item/7", r#"{"v":1}"#).await.expect(200);
+    world.sql("UPDATE item SET v = 2 WHERE team_id = 2").await;
+    seen(&[&app], "/api/item/7", r#""v":2"#).await;
+    seen(&[&app], "/api/item/99", r#""v":2"#).await;
+    // A transaction that was chained to a commit would stay, with whatever was read in it.
+    world.until("SELECT COUNT(*) = 0 FROM information_schema.INNODB_TRX").await;
 }
 
 #[tokio::test]

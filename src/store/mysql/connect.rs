@@ -19,7 +19,7 @@ use crate::{config, store};
 const PREPARED: usize = 256;
 
 /// Refuses what does not fit instead of bending it, whatever the server's own setting is. An id of 0 is an id.
-const SQL_MODE: &str = "STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,\
+pub(super) const SQL_MODE: &str = "STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,\
                         NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO";
 
 /// Which server and which of its lives this is. `cache_aside.life` is emptied by a restart; a dump that is put back makes

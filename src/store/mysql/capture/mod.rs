@@ -13,6 +13,7 @@ use mysql_async::{Conn, Error, Row};
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::script::{Below, Cascade, Place};
+use super::connect::SQL_MODE;
 use super::refusal::{Failure, meaning};
 use super::sql::literal;
 use super::{MysqlStore, close, describe};
@@ -398,7 +399,8 @@ impl MysqlStore {
         };
         let before = found.await.map_err(|failed| StoreError::from(Failure::from(failed)))?;
         close(conn);
-        let mut all = String::from("DELIMITER ;;\n");
+        // A trigger keeps the mode and the character set of the session that made it.
+        let mut all = format!("SET NAMES utf8mb4;\nSET SESSION sql_mode = '{SQL_MODE}';\nDELIMITER ;;\n");
         let mut say = |statement: &str| {
             all.push_str(statement);
             all.push_str(" ;;\n");
