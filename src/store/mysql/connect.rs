@@ -23,10 +23,11 @@ pub(super) const SQL_MODE: &str = "STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DAT
                         NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO";
 
 /// Which server and which of its lives this is. `cache_aside.life` is emptied by a restart; a dump that is put back makes
-/// the outbox anew. Servers have their own comments for what the other one can't read.
+/// the outbox anew; replicas that are copies of one another differ by `server_id`. Servers have their own comments for
+/// what the other one can't read.
 const ORIGIN: &str = "
     SELECT CONCAT('mysql:', /*!50708 @@server_uuid, ':', */ @@hostname, ':', @@port, ':', @@datadir, ':',
-                  COALESCE((SELECT UNIX_TIMESTAMP(t.CREATE_TIME) FROM information_schema.TABLES t
+                  @@server_id, ':', COALESCE((SELECT UNIX_TIMESTAMP(t.CREATE_TIME) FROM information_schema.TABLES t
                             WHERE t.TABLE_SCHEMA = 'cache_aside' AND t.TABLE_NAME = 'outbox'), '')),
            CONCAT(@@global.read_only, @@global.innodb_read_only), (SELECT l.id FROM cache_aside.life l)";
 
