@@ -71,13 +71,13 @@ impl Connector {
         let opts = options(database.url.expose(), database.ca_file.as_deref())?;
         let timeout = database.statement_timeout;
         let seconds = timeout.as_secs_f64().ceil().max(1.0);
-        // MariaDB ends any statement that takes too long, MySQL only those that read; waits for locks end on both.
         // A session begins with the server's settings, whatever somebody made of them.
+        // MariaDB ends any statement that takes too long, MySQL only those that read; waits for locks end on both.
         let setup = format!(
             "SET NAMES utf8mb4; \
              SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00', autocommit = 1, \
-             innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds} \
              completion_type = 0, sql_select_limit = 18446744073709551615, \
+             innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds} \
              /*M!100101 , max_statement_time = {:.3}, query_cache_type = 0 */ \
              /*!50708 , max_execution_time = {} */ /*!80000 , information_schema_stats_expiry = 0 */; \
              SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
@@ -129,11 +129,14 @@ impl Connector {
         }
     }
 
-    /// Ends a connection of ours on the server, with whatever it is working on.
-    pub(super) async fn kill(&self, id: u32) {
+    /// Ends a connection of ours on the server, with whatever it is working on. `found`: where that one led; under the
+    /// same name there may be another server by now, where the number is somebody else's.
+    pub(super) async fn kill(&self, id: u32, found: u64) {
         let killing = async {
             let mut conn = Conn::new(self.opts.clone()).await?;
-            conn.query_drop(format!("KILL {id}")).await?;
+            if store::origin(&origin(&mut conn).await?) == found {
+                conn.query_drop(format!("KILL {id}")).await?;
+            }
             conn.disconnect().await
         };
         match tokio::time::timeout(Duration::from_secs(1), killing).await {

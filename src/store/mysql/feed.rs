@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, Row};
@@ -17,7 +17,7 @@ use super::connect::{Connector, is_writable};
 use super::point::Point;
 use super::refusal::Failure;
 use super::{MysqlStore, close, sql};
-use crate::store::{Change, Owed, StoreError};
+use crate::store::{self, Change, Owed, StoreError};
 
 /// The last id that is visible: later ones are given to later rows.
 pub(super) const LAST: &str = "SELECT MAX(id) FROM cache_aside.outbox";
@@ -70,12 +70,13 @@ struct Open {
     conn: Conn,
     /// Which database this is, and which of its lives.
     origin: String,
+    created: Instant,
 }
 
 impl Open {
     async fn new(connector: &Arc<Connector>) -> Result<Self, StoreError> {
         let made = connector.connect().await?;
-        Ok(Self { conn: made.conn, origin: made.text })
+        Ok(Self { conn: made.conn, origin: made.text, created: made.created })
     }
 }
 
@@ -115,7 +116,16 @@ impl Feed {
     /// [`StoreError`]: nothing is known then.
     pub async fn owed(&self, since: Option<&str>, origin: &str) -> Result<Owed, StoreError> {
         let mut place = self.open.lock().await;
-        let kept = place.take().filter(|open| !open.conn.is_disconnected());
+        // What others find by now is what fills go by, and this must speak of the same.
+        let found = self.store.inner.connector.origin();
+        let is_good = |open: &Open| !open.conn.is_disconnected() && !found.is_former(open.created);
+        let kept = match place.take() {
+            Some(open) if !is_good(&open) => {
+                close(open.conn);
+                None
+            }
+            kept => kept,
+        };
         let fresh = kept.is_none();
         let since = since.and_then(Point::parse);
         // A new connection costs several round trips; a new beginning reads all that there is.
@@ -156,9 +166,10 @@ impl Feed {
             }
             Err(_) => {
                 // The connection goes with its question, and the server stops working on it.
-                let (connector, id) = (Arc::clone(&self.store.inner.connector), open.conn.id());
+                let connector = Arc::clone(&self.store.inner.connector);
+                let (id, origin) = (open.conn.id(), store::origin(&open.origin));
                 close(open.conn);
-                self.store.inner.connector.runtime().spawn(async move { connector.kill(id).await });
+                self.store.inner.connector.runtime().spawn(async move { connector.kill(id, origin).await });
                 Err(StoreError::TimedOut)
             }
         }
