@@ -670,6 +670,37 @@ async fn texts_that_a_smaller_character_set_can_not_tell_apart_are_told_apart() 
 }
 
 #[tokio::test]
+async fn the_last_insert_id_is_the_key_only_where_the_key_is_counted_up() {
+    let server = Mariadb::start().await;
+    let world = World::on(
+        &server,
+        "CREATE TABLE k (id VARCHAR(36) PRIMARY KEY DEFAULT (UUID()), seq BIGINT AUTO_INCREMENT UNIQUE, v INT);
+         INSERT INTO k (id, v) VALUES ('2', 22);",
+    )
+    .await;
+    let config = world.config("resources: { k: { write: [create] } }\n");
+    let app = App::launch(&config).await;
+    app.until("past the cache", async |app| app.get("/api/k/2").await.header("cache-status").contains("fwd=bypass"))
+        .await;
+    let refused = app.post("/api/k", r#"{"v":1}"#).await.expect(422);
+    assert!(refused.text.contains("the key must be given"), "{refused:?}");
+    assert_eq!(world.number("SELECT COUNT(*) FROM k").await, 1);
+    assert!(command(&config, &["migrate"]).status.success());
+    warm(&[&app], &["/api/k/2"]).await;
+    let made = app.post("/api/k", r#"{"v":3}"#).await.expect(201);
+    assert!(made.data().contains(r#""seq":"#) && made.data().contains(r#""v":3}"#), "{made:?}");
+    let id: String = world
+        .database
+        .client()
+        .await
+        .query_first("SELECT id FROM k WHERE v = 3")
+        .await
+        .expect("it is sound")
+        .expect("it is there");
+    assert_eq!(made.header("location"), format!("/api/k/{id}"));
+}
+
+#[tokio::test]
 async fn what_the_server_begins_sessions_with_changes_nothing() {
     let server = Mariadb::start_with(&[
         "--completion-type=CHAIN",

@@ -308,6 +308,18 @@ async fn create(conn: &mut Conn, resource: &Resource, body: &Body, told: &Told<'
             parse(column, raw).ok().filter(|value| *value != Value::NULL).map(|value| as_compared(column, value))
         })
         .collect();
+    let lacking: Vec<&Column> =
+        resource.key_columns().zip(&given).filter(|(_, part)| part.is_none()).map(|(column, _)| column).collect();
+    // The last insert id is that of a column that is counted up, which need not be the key's.
+    let is_counted = matches!(lacking.as_slice(), [column] if column.counted);
+    let untold = || {
+        let columns = lacking.iter().map(|column| column.name.clone()).collect();
+        let detail = "the key must be given: this database does not tell which one it made".into();
+        WriteError::Violation { columns, detail }
+    };
+    if !lacking.is_empty() && !is_counted && !told.wanted {
+        return Err(untold().into());
+    }
     let from = sql::from(&resource.table);
     let marks = vec!["?"; names.len()].join(", ");
     let params = if values.is_empty() { Params::Empty } else { Params::Positional(values) };
@@ -315,18 +327,12 @@ async fn create(conn: &mut Conn, resource: &Resource, body: &Body, told: &Told<'
         conn.exec_iter(format!("INSERT INTO {from} ({}) VALUES ({marks})", names.join(", ")), params).await?;
     let made = inserted.last_insert_id().filter(|id| *id > 0);
     inserted.drop_result().await?;
-    let lacking = given.iter().filter(|part| part.is_none()).count();
-    let key: Option<Vec<Value>> = if lacking <= 1 && (lacking == 0 || made.is_some()) {
-        // The only part that was not given is the one that the database counts.
+    let key: Option<Vec<Value>> = if lacking.is_empty() || (is_counted && made.is_some()) {
         given.into_iter().map(|part| part.or(made.map(Value::UInt))).collect()
     } else {
         told_key(resource, &told.changes(conn).await?)?
     };
-    let Some(key) = key else {
-        let columns = resource.key_columns().map(|column| column.name.clone()).collect();
-        let detail = "the key must be given: this database does not tell which one it made".into();
-        return Err(WriteError::Violation { columns, detail }.into());
-    };
+    let key = key.ok_or_else(untold)?;
     match again(conn, resource, key).await? {
         Some(found) => Ok(written(Some(found.json), found.key, found.lists)),
         None => {
