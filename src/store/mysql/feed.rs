@@ -53,6 +53,12 @@ const GAPS: usize = 1000;
 /// Minutes for which a gap is kept in any case.
 const DOUBT: u64 = 10;
 
+/// Ids that are looked at in one statement where all there are must be.
+const CHUNK: usize = 100_000;
+
+/// What one sweep may take. What it did stays, and the next one goes on from there.
+const SWEEPING: Duration = Duration::from_secs(60);
+
 /// Rows that are dropped at once.
 const SWEPT: usize = 1000;
 
@@ -183,10 +189,17 @@ impl Feed {
     pub async fn sweep(&self) -> Result<(), StoreError> {
         let mut open = Open::new(&self.store.inner.connector).await?;
         // Only the primary is swept, and only where it is known which life of it this is.
-        let swept = if open.origin.is_empty() { Ok(()) } else { sweep(&mut open).await };
+        if open.origin.is_empty() {
+            close(open.conn);
+            return Ok(());
+        }
+        let swept = tokio::time::timeout(SWEEPING, sweep(&mut open)).await;
         // The lock goes with the connection.
         close(open.conn);
-        swept.map_err(|failed| Failure::from(failed).into())
+        match swept {
+            Ok(swept) => swept.map_err(|failed| Failure::from(failed).into()),
+            Err(_) => Err(StoreError::TimedOut),
+        }
     }
 
     /// How many rows the outbox holds, up to a million and one.
@@ -268,7 +281,8 @@ fn is_complete(since: &Point, about: &About) -> bool {
 ///
 /// This looks later than the rows were read: what was uncommitted then is seen here, committed or not, and stays a gap.
 async fn settled(conn: &mut Conn, mut point: Point, minute: u64) -> Result<Point, Error> {
-    let doubtful = point.doubtful(minute.saturating_sub(DOUBT), GAPS);
+    // A minute ends at any moment: one that is whole lies before the last.
+    let doubtful = point.doubtful(minute.saturating_sub(DOUBT), GAPS, minute.saturating_sub(1));
     if doubtful.is_empty() {
         return Ok(point);
     }
@@ -287,25 +301,45 @@ async fn settled(conn: &mut Conn, mut point: Point, minute: u64) -> Result<Point
 
 /// A new beginning: what is there now was there before.
 async fn survey(open: &mut Open) -> Result<Owed, Error> {
-    let (point, about) = surveyed(open).await?;
+    let (point, about) = surveyed(open, false).await?;
     Ok(Owed { point: point.text(), origin: origin(open, &about), complete: false, changes: Vec::new() })
 }
 
 /// The point that is reached now, from the last one that was noted. Transactions that are open since longer are among
-/// its gaps.
-async fn surveyed(open: &mut Open) -> Result<(Point, About), Error> {
+/// its gaps. After a long absence that takes many statements; `noting`: how far it came is noted after each.
+async fn surveyed(open: &mut Open, noting: bool) -> Result<(Point, About), Error> {
     let noted: Option<(String, bool)> = open.conn.exec_first(NOTED, (open.origin.as_str(),)).await?;
     let said: Option<Row> = open.conn.query_first(ABOUT).await?;
     let before = about(said.as_ref(), &open.origin);
     let noted = noted.and_then(|(text, _)| Point::parse(&text)).or(before.horizon);
     // An outbox that was emptied by hand, or put back.
     let base = noted.filter(|point| point.high() <= before.last).unwrap_or_else(Point::beginning);
-    let mut ids: Vec<u64> =
-        open.conn.query(format!("SELECT id FROM cache_aside.outbox WHERE {}", base.unseen())).await?;
+    let (unseen, mut point, mut after) = (base.unseen(), base, 0);
+    loop {
+        // Always upwards: what comes later below stays a gap.
+        let asked = format!(
+            "SELECT id FROM cache_aside.outbox WHERE id > {after} AND ({unseen}) ORDER BY id LIMIT {CHUNK}"
+        );
+        let mut ids: Vec<u64> = open.conn.query(asked).await?;
+        let is_last = ids.len() < CHUNK;
+        after = ids.last().copied().unwrap_or(after);
+        point = point.seen(&mut ids, before.minute);
+        if is_last {
+            break;
+        }
+        if noting && !before.follows {
+            note(open, &point).await?;
+        }
+    }
     let said: Option<Row> = open.conn.query_first(ABOUT).await?;
     let about = about(said.as_ref(), &open.origin);
-    let point = settled(&mut open.conn, base.seen(&mut ids, about.minute), about.minute).await?;
+    let point = settled(&mut open.conn, point, about.minute).await?;
     Ok((point, about))
+}
+
+async fn note(open: &mut Open, point: &Point) -> Result<(), Error> {
+    let note = "INSERT INTO cache_aside.points (origin, point) VALUES (?, ?)";
+    open.conn.exec_drop(note, (open.origin.as_str(), point.text())).await
 }
 
 /// Too much to be told at once: tables that owe too many rows are told as a whole. All of it as of one moment.
@@ -356,18 +390,19 @@ async fn told_as_a_whole(open: &mut Open, since: &Point) -> Result<Option<(Vec<u
 /// Notes how far one can see now, and drops what everybody who was there within ten minutes has seen; what has piled up
 /// past a million rows, sooner.
 async fn sweep(open: &mut Open) -> Result<(), Error> {
+    // Should this process be cut off, the server ends the session, and the lock with it.
+    open.conn.query_drop("SET SESSION wait_timeout = 60").await?;
     let locked: Option<Option<u8>> = open.conn.query_first("SELECT GET_LOCK('cache_aside.sweep', 0)").await?;
     if locked.flatten() != Some(1) {
         return Ok(());
     }
     let noted: Option<(String, bool)> = open.conn.exec_first(NOTED, (open.origin.as_str(),)).await?;
     if noted.is_none_or(|(_, is_recent)| !is_recent) {
-        let (point, about) = surveyed(open).await?;
+        let (point, about) = surveyed(open, true).await?;
         if about.follows {
             return Ok(());
         }
-        let note = "INSERT INTO cache_aside.points (origin, point) VALUES (?, ?)";
-        open.conn.exec_drop(note, (open.origin.as_str(), point.text())).await?;
+        note(open, &point).await?;
     }
     let rows: Option<i64> = open.conn.query_first(count()).await?;
     let keep = if rows.unwrap_or(0) > CROWDED { 30 } else { 600 };
