@@ -578,7 +578,8 @@ async fn without_capture_nothing_is_cached_and_it_is_noticed_when_it_comes_and_g
 #[tokio::test]
 async fn a_table_that_took_the_name_of_a_captured_one_is_not_taken_for_captured() {
     let server = Mariadb::start().await;
-    let world = World::on(&server, "CREATE TABLE item (id INT PRIMARY KEY, v INT); INSERT INTO item VALUES (7, 0)").await;
+    let world =
+        World::on(&server, "CREATE TABLE item (id INT PRIMARY KEY, v INT); INSERT INTO item VALUES (7, 0)").await;
     let config = world.config("resources: { item: {} }\n");
     let app = App::start(&config).await;
     warm(&[&app], &["/api/item/7"]).await;
@@ -827,6 +828,24 @@ async fn a_point_of_another_database_or_another_of_its_lives_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sweeping_waits_for_no_transaction_that_is_under_way_beside_it() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = world.config(RESOURCES);
+    assert!(command(&config, &["migrate"]).status.success());
+    let feed = feed(&config);
+    let (mut low, mut high) = (world.database.client().await, world.database.client().await);
+    run(&mut low, "START TRANSACTION; UPDATE item SET v = 6 WHERE id = 1").await;
+    world.sql("UPDATE item SET v = 1 WHERE id BETWEEN 2 AND 5").await;
+    run(&mut high, "START TRANSACTION; UPDATE item SET v = 6 WHERE id = 6").await;
+    world.sql("UPDATE item SET v = 1 WHERE id BETWEEN 7 AND 9").await;
+    feed.sweep().await.expect("it can");
+    world.sql("UPDATE cache_aside.points SET at = at - INTERVAL 10 MINUTE").await;
+    feed.sweep().await.expect("it need not wait");
+    assert_eq!(world.number("SELECT COUNT(*) FROM cache_aside.outbox").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_outbox_is_swept_and_a_cache_that_missed_too_much_begins_anew() {
     let server = Mariadb::start().await;
     let world = World::on(&server, SCHEMA).await;
@@ -845,7 +864,10 @@ async fn the_outbox_is_swept_and_a_cache_that_missed_too_much_begins_anew() {
     world.sql("UPDATE cache_aside.points SET at = at - INTERVAL 10 MINUTE").await;
     feed.sweep().await.expect("it can");
     assert_eq!(world.number(rows).await, 1, "the last one stays: it says how far the ids have got");
-    assert!(!feed.owed(Some(&first), &feed.origin(), false).await.expect("it answers").complete, "something is missing");
+    assert!(
+        !feed.owed(Some(&first), &feed.origin(), false).await.expect("it answers").complete,
+        "something is missing"
+    );
     run(&mut open, "COMMIT").await;
     assert_eq!(owed(&feed, &second).await.0, ["6"], "what was open stays");
     // Too much for one round: all of it as one.

@@ -317,9 +317,8 @@ async fn surveyed(open: &mut Open, noting: bool) -> Result<(Point, About), Error
     let (unseen, mut point, mut after) = (base.unseen(), base, 0);
     loop {
         // Always upwards: what comes later below stays a gap.
-        let asked = format!(
-            "SELECT id FROM cache_aside.outbox WHERE id > {after} AND ({unseen}) ORDER BY id LIMIT {CHUNK}"
-        );
+        let asked =
+            format!("SELECT id FROM cache_aside.outbox WHERE id > {after} AND ({unseen}) ORDER BY id LIMIT {CHUNK}");
         let mut ids: Vec<u64> = open.conn.query(asked).await?;
         let is_last = ids.len() < CHUNK;
         after = ids.last().copied().unwrap_or(after);
@@ -421,20 +420,47 @@ async fn sweep(open: &mut Open) -> Result<(), Error> {
     open.conn.query_drop("DELETE FROM cache_aside.points WHERE at < NOW(6) - INTERVAL 11 MINUTE").await?;
     let mut after = 0;
     loop {
-        // Found without a lock, and dropped by their ids: nothing waits for an open transaction, nothing locks a gap.
+        // Found without a lock, and dropped in runs without a gap: nothing waits for an open transaction. The limit ends a
+        // run at its last row; else the one after it would be looked at, and may be locked.
         let asked = format!(
             "SELECT id FROM cache_aside.outbox WHERE id > {after} AND id < {} ORDER BY id LIMIT {SWEPT}",
             horizon.high()
         );
         let found: Vec<u64> = open.conn.query(asked).await?;
         let Some(last) = found.last().copied() else { return Ok(()) };
-        let gone: Vec<String> = found.iter().filter(|id| horizon.shows(**id)).map(ToString::to_string).collect();
-        if !gone.is_empty() {
-            open.conn.query_drop(format!("DELETE FROM cache_aside.outbox WHERE id IN ({})", gone.join(", "))).await?;
+        for (first, last) in runs(found.iter().copied().filter(|id| horizon.shows(*id))) {
+            let drop = format!(
+                "DELETE FROM cache_aside.outbox WHERE id BETWEEN {first} AND {last} ORDER BY id LIMIT {}",
+                last - first + 1
+            );
+            open.conn.query_drop(drop).await?;
         }
         if found.len() < SWEPT {
             return Ok(());
         }
         after = last;
+    }
+}
+
+/// Ids in ascending order, as runs without a gap.
+fn runs(ids: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for id in ids {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == id => *last = id,
+            _ => runs.push((id, id)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runs;
+
+    #[test]
+    fn ids_without_a_gap_are_one_run() {
+        assert_eq!(runs([2, 3, 4, 7, 9, 10].into_iter()), [(2, 4), (7, 7), (9, 10)]);
+        assert_eq!(runs(std::iter::empty()), []);
     }
 }
