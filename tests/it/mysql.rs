@@ -828,6 +828,28 @@ async fn a_point_of_another_database_or_another_of_its_lives_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_changes_are_read_from_is_what_connections_find() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = world.config(RESOURCES);
+    assert!(command(&config, &["migrate"]).status.success());
+    let feed = feed(&config);
+    let begun = feed.owed(None, "", false).await.expect("it answers");
+    let made = "SELECT UNIX_TIMESTAMP(CREATE_TIME) FROM information_schema.TABLES
+                WHERE TABLE_SCHEMA = 'cache_aside' AND TABLE_NAME = 'outbox'";
+    let before = world.number(made).await;
+    let mut comment = 0;
+    while world.number(made).await == before {
+        comment += 1;
+        world.sql(&format!("ALTER TABLE cache_aside.outbox COMMENT = '{comment}'")).await;
+    }
+    // Over a connection of its own, as others are made now and then.
+    feed.sweep().await.expect("it can");
+    let after = feed.owed(Some(&begun.point), &begun.origin, false).await.expect("it answers");
+    assert!(!after.complete && after.origin == feed.origin() && after.origin != begun.origin, "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sweeping_waits_for_no_transaction_that_is_under_way_beside_it() {
     let server = Mariadb::start().await;
     let world = World::on(&server, SCHEMA).await;
@@ -876,7 +898,16 @@ async fn the_outbox_is_swept_and_a_cache_that_missed_too_much_begins_anew() {
     let many = feed.owed(Some(&second), &feed.origin(), false).await.expect("it answers");
     assert!(many.complete && many.changes.len() == 3 && many.point == third, "{many:?}");
     world.sql("INSERT INTO cache_aside.outbox (relation) SELECT 'x' FROM seq_1_to_100001").await;
-    assert!(!feed.owed(Some(&third), &feed.origin(), false).await.expect("it answers").complete);
+    let surveyed = feed.owed(Some(&third), &feed.origin(), false).await.expect("it answers");
+    assert!(!surveyed.complete);
+    // In several steps, and up to the last one.
+    let last = world.number("SELECT MAX(id) FROM cache_aside.outbox").await;
+    assert_eq!(surveyed.point.split(';').next(), Some(format!("1:{last}").as_str()));
+    let points = "SELECT COUNT(*) FROM cache_aside.points";
+    world.sql("UPDATE cache_aside.points SET at = at - INTERVAL 30 SECOND").await;
+    let noted = world.number(points).await;
+    feed.sweep().await.expect("it can");
+    assert_eq!(world.number(points).await, noted + 2, "on its way, and at its end");
     // An outbox that is younger than it was has been put back.
     world.sql("DELETE FROM cache_aside.outbox").await;
     assert!(!feed.owed(Some(&third), &feed.origin(), false).await.expect("it answers").complete);
