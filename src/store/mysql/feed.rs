@@ -57,7 +57,7 @@ const DOUBT: u64 = 10;
 const CHUNK: usize = 100_000;
 
 /// What one sweep may take. What it did stays, and the next one goes on from there.
-const SWEEPING: Duration = Duration::from_secs(60);
+const SWEEPING: Duration = Duration::from_mins(1);
 
 /// Rows that are dropped at once.
 const SWEPT: usize = 1000;
