@@ -107,6 +107,7 @@ impl Heart {
             exact: true,
             json: false,
             generated: false,
+            counted: false,
             nullable: false,
         };
         let (name, columns) = ("item".to_owned(), vec![id]);

@@ -193,6 +193,7 @@ mod tests {
             exact: true,
             json: false,
             generated: false,
+            counted: false,
             nullable: false,
         }
     }

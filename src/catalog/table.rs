@@ -61,6 +61,8 @@ pub struct Column {
     pub json: bool,
     /// Computed by the database from other columns: it can't be written.
     pub generated: bool,
+    /// Counted up by the database where no value is given, and told to whoever wrote the row (`AUTO_INCREMENT`).
+    pub counted: bool,
     /// Whether NULL is allowed.
     pub nullable: bool,
 }

@@ -252,7 +252,7 @@ impl Keeper<'_> {
         }
         // Another configuration's changes may come from the log, though this one's come from triggers.
         let late = looked.control.mappings.values().any(|mapping| mapping.late);
-        let owed = self.rounds.feed.owed(looked.control.since(), late).await;
+        let owed = self.rounds.feed.owed(looked.control.since(), &looked.control.origin, late).await;
         // Only silence is an outage; a "no" (no outbox, no right to it) is a reason to go past the cache.
         self.node.database_answers(!owed.as_ref().is_err_and(StoreError::is_outage));
         let owed = owed?;

@@ -29,19 +29,23 @@ impl AnyFeed {
         }
     }
 
-    /// What changed since a point in the database's history, and where that leads. `late`: changes of some tables are told
-    /// a moment after they are visible.
+    /// What changed since a point in the database's history, and where that leads. `origin`: in which database, and which
+    /// of its lives, that is a point. `late`: changes of some tables are told a moment after they are visible.
     ///
     /// # Errors
     ///
     /// [`StoreError`]: nothing is known then.
-    #[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "nothing is told late elsewhere"))]
-    pub async fn owed(&self, since: Option<&str>, late: bool) -> Result<Owed, StoreError> {
+    #[cfg_attr(
+        not(all(feature = "postgres", feature = "mysql")),
+        allow(unused_variables, reason = "each engine needs one of them")
+    )]
+    pub async fn owed(&self, since: Option<&str>, origin: &str, late: bool) -> Result<Owed, StoreError> {
         match self {
+            // Where a snapshot leads does not depend on where it begins; another origin is a new epoch in any case.
             #[cfg(feature = "postgres")]
             Self::Postgres(feed) => feed.owed(since, late).await,
             #[cfg(feature = "mysql")]
-            Self::Mysql(feed) => feed.owed(since).await,
+            Self::Mysql(feed) => feed.owed(since, origin).await,
         }
     }
 

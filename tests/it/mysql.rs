@@ -576,6 +576,34 @@ async fn without_capture_nothing_is_cached_and_it_is_noticed_when_it_comes_and_g
 }
 
 #[tokio::test]
+async fn a_table_that_took_the_name_of_a_captured_one_is_not_taken_for_captured() {
+    let server = Mariadb::start().await;
+    let world =
+        World::on(&server, "CREATE TABLE item (id INT PRIMARY KEY, v INT); INSERT INTO item VALUES (7, 0)").await;
+    let config = world.config("resources: { item: {} }\n");
+    let app = App::start(&config).await;
+    warm(&[&app], &["/api/item/7"]).await;
+    // As tools that change a schema online do it. The triggers go along with the old table.
+    world
+        .sql(
+            "CREATE TABLE item_new LIKE item; INSERT INTO item_new VALUES (7, 1); \
+             RENAME TABLE item TO item_old, item_new TO item",
+        )
+        .await;
+    app.until("past the cache", async |app| app.get("/api/item/7").await.header("cache-status").contains("fwd=bypass"))
+        .await;
+    world.sql("UPDATE item SET v = 2 WHERE id = 7").await;
+    assert!(app.get("/api/item/7").await.text.contains(r#""v":2"#));
+    let migrated = command(&config, &["migrate"]);
+    assert!(migrated.status.success(), "{migrated:?}");
+    let strays = "SELECT COUNT(*) FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_TABLE = 'item_old'";
+    assert_eq!(world.number(strays).await, 0);
+    warm(&[&app], &["/api/item/7"]).await;
+    world.sql("UPDATE item SET v = 3 WHERE id = 7").await;
+    seen(&[&app], "/api/item/7", r#""v":3"#).await;
+}
+
+#[tokio::test]
 async fn where_several_servers_may_write_nothing_is_cached() {
     let server = Mariadb::start_with(&["--auto-increment-increment=2"]).await;
     let world = World::on(&server, SCHEMA).await;
@@ -598,18 +626,101 @@ async fn what_is_printed_is_what_is_installed() {
     let printed = command(&config, &["migrate", "--print"]);
     // As the servers' own client splits it.
     let script = String::from_utf8_lossy(&printed.stdout).into_owned();
-    let script = script
-        .trim()
-        .strip_prefix("DELIMITER ;;")
-        .and_then(|rest| rest.strip_suffix("DELIMITER ;"))
-        .expect("it says where statements end");
+    let (settings, script) = script.split_once("DELIMITER ;;").expect("it says where statements end");
+    let script = script.trim().strip_suffix("DELIMITER ;").expect("it says where they end as ever");
     let mut client = world.database.client().await;
+    // As a client begins that knows no better.
+    run(&mut client, "SET NAMES latin1; SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES,ANSI_QUOTES'").await;
+    run(&mut client, settings).await;
     for statement in script.split(";;").map(str::trim).filter(|statement| !statement.is_empty()) {
         run(&mut client, statement).await;
     }
     let done = command(&config, &["migrate"]);
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success() && said.matches("up to date").count() == 2, "{said}");
+    let session = "SELECT COUNT(*) FROM information_schema.TRIGGERS
+                   WHERE CHARACTER_SET_CLIENT <> 'utf8mb4' OR SQL_MODE NOT LIKE '%NO_AUTO_VALUE_ON_ZERO%'";
+    assert_eq!(world.number(session).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_a_smaller_character_set_can_not_tell_apart_are_told_apart() {
+    let server = Mariadb::start().await;
+    let world = World::on(
+        &server,
+        "CREATE TABLE word (id VARCHAR(20) COLLATE utf8mb4_nopad_bin PRIMARY KEY, v INT) CHARACTER SET utf8mb4;
+         INSERT INTO word VALUES ('日', 0)",
+    )
+    .await;
+    let config = world.config("resources: { word: {} }\n");
+    let printed = command(&config, &["migrate", "--print"]);
+    let script = String::from_utf8_lossy(&printed.stdout).into_owned();
+    let (_, script) = script.split_once("DELIMITER ;;").expect("it says where statements end");
+    let mut client = world.database.client().await;
+    // Somebody who leaves the first lines out.
+    run(&mut client, "SET NAMES latin1").await;
+    for statement in script.trim().trim_end_matches("DELIMITER ;").split(";;").map(str::trim) {
+        if !statement.is_empty() {
+            run(&mut client, statement).await;
+        }
+    }
+    let feed = feed(&config);
+    let begun = feed.owed(None, "", false).await.expect("it answers").point;
+    world.sql("SET NAMES utf8mb4; UPDATE word SET id = '本' WHERE id = '日'").await;
+    assert_eq!(owed(&feed, &begun).await.0, ["日", "本"]);
+}
+
+#[tokio::test]
+async fn the_last_insert_id_is_the_key_only_where_the_key_is_counted_up() {
+    let server = Mariadb::start().await;
+    let world = World::on(
+        &server,
+        "CREATE TABLE k (id VARCHAR(36) PRIMARY KEY DEFAULT (UUID()), seq BIGINT AUTO_INCREMENT UNIQUE, v INT);
+         INSERT INTO k (id, v) VALUES ('2', 22);",
+    )
+    .await;
+    let config = world.config("resources: { k: { write: [create] } }\n");
+    let app = App::launch(&config).await;
+    app.until("past the cache", async |app| app.get("/api/k/2").await.header("cache-status").contains("fwd=bypass"))
+        .await;
+    let refused = app.post("/api/k", r#"{"v":1}"#).await.expect(422);
+    assert!(refused.text.contains("the key must be given"), "{refused:?}");
+    assert_eq!(world.number("SELECT COUNT(*) FROM k").await, 1);
+    assert!(command(&config, &["migrate"]).status.success());
+    warm(&[&app], &["/api/k/2"]).await;
+    let made = app.post("/api/k", r#"{"v":3}"#).await.expect(201);
+    assert!(made.data().contains(r#""seq":"#) && made.data().contains(r#""v":3}"#), "{made:?}");
+    let id: String = world
+        .database
+        .client()
+        .await
+        .query_first("SELECT id FROM k WHERE v = 3")
+        .await
+        .expect("it is sound")
+        .expect("it is there");
+    assert_eq!(made.header("location"), format!("/api/k/{id}"));
+}
+
+#[tokio::test]
+async fn what_the_server_begins_sessions_with_changes_nothing() {
+    let server = Mariadb::start_with(&[
+        "--completion-type=CHAIN",
+        "--query-cache-type=1",
+        "--query-cache-size=1M",
+        "--sql-mode=ANSI_QUOTES,NO_BACKSLASH_ESCAPES",
+    ])
+    .await;
+    let world = World::on(&server, SCHEMA).await;
+    world.sql("SET GLOBAL sql_select_limit = 1").await;
+    let app = world.app(RESOURCES).await;
+    warm(&[&app], &["/api/item/7", "/api/item?team_id=2"]).await;
+    assert!(app.get("/api/item?team_id=2").await.text.contains(r#"{"id":99,"#));
+    app.patch("/api/item/7", r#"{"v":1}"#).await.expect(200);
+    world.sql("UPDATE item SET v = 2 WHERE team_id = 2").await;
+    seen(&[&app], "/api/item/7", r#""v":2"#).await;
+    seen(&[&app], "/api/item/99", r#""v":2"#).await;
+    // A transaction that was chained to a commit would stay, with whatever was read in it.
+    world.until("SELECT COUNT(*) = 0 FROM information_schema.INNODB_TRX").await;
 }
 
 #[tokio::test]
@@ -651,7 +762,7 @@ fn feed(config: &str) -> AnyFeed {
 
 /// The keys of what is owed since a point, and where that leads.
 async fn owed(feed: &AnyFeed, since: &str) -> (Vec<String>, String) {
-    let owed = feed.owed(Some(since), false).await.expect("it answers");
+    let owed = feed.owed(Some(since), &feed.origin(), false).await.expect("it answers");
     assert!(owed.complete, "{owed:?}");
     let key = |image: Option<std::collections::BTreeMap<String, Option<String>>>| image?.get("id")?.clone();
     let mut keys: Vec<String> = owed.changes.into_iter().filter_map(|change| key(change.image)).collect();
@@ -666,7 +777,7 @@ async fn a_point_waits_for_what_is_under_way_and_forgets_what_never_comes() {
     let config = world.config(RESOURCES);
     assert!(command(&config, &["migrate"]).status.success());
     let feed = feed(&config);
-    let begun = feed.owed(None, false).await.expect("it answers");
+    let begun = feed.owed(None, "", false).await.expect("it answers");
     assert!(!begun.complete && !begun.origin.is_empty());
     let (mut slow, mut undone) = (world.database.client().await, world.database.client().await);
     run(&mut slow, "START TRANSACTION; UPDATE item SET v = 1 WHERE id = 1").await;
@@ -685,9 +796,9 @@ async fn a_point_waits_for_what_is_under_way_and_forgets_what_never_comes() {
     let (first, _) = gaps.split_once('-').expect("it is a run");
     assert!(point.ends_with(&format!("={first}")), "{point} of {long_ago}");
     // Whoever begins now waits for it too, wherever it begins.
-    let anew = feed.owed(None, false).await.expect("it answers").point;
+    let anew = feed.owed(None, "", false).await.expect("it answers").point;
     feed.sweep().await.expect("it can");
-    let noted = feed.owed(None, false).await.expect("it answers").point;
+    let noted = feed.owed(None, "", false).await.expect("it answers").point;
     run(&mut slow, "COMMIT").await;
     for point in [&point, &anew, &noted] {
         assert_eq!(owed(&feed, point).await.0, ["1"], "{point}");
@@ -698,13 +809,72 @@ async fn a_point_waits_for_what_is_under_way_and_forgets_what_never_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_point_of_another_database_or_another_of_its_lives_says_nothing() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = world.config(RESOURCES);
+    assert!(command(&config, &["migrate"]).status.success());
+    let feed = feed(&config);
+    let mut slow = world.database.client().await;
+    run(&mut slow, "START TRANSACTION; UPDATE item SET v = 1 WHERE id = 1").await;
+    world.sql("UPDATE item SET v = 1 WHERE id = 3").await;
+    // Before commits were lost, what is under way here had been seen under the same ids.
+    let last = world.number("SELECT MAX(id) FROM cache_aside.outbox").await;
+    let before = format!("1:{last}");
+    let begun = feed.owed(Some(&before), "another", false).await.expect("it answers");
+    assert!(!begun.complete, "{begun:?}");
+    run(&mut slow, "COMMIT").await;
+    assert_eq!(owed(&feed, &begun.point).await.0, ["1"], "{begun:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_are_read_from_is_what_connections_find() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = world.config(RESOURCES);
+    assert!(command(&config, &["migrate"]).status.success());
+    let feed = feed(&config);
+    let begun = feed.owed(None, "", false).await.expect("it answers");
+    let made = "SELECT UNIX_TIMESTAMP(CREATE_TIME) FROM information_schema.TABLES
+                WHERE TABLE_SCHEMA = 'cache_aside' AND TABLE_NAME = 'outbox'";
+    let before = world.number(made).await;
+    let mut comment = 0;
+    while world.number(made).await == before {
+        comment += 1;
+        world.sql(&format!("ALTER TABLE cache_aside.outbox COMMENT = '{comment}'")).await;
+    }
+    // Over a connection of its own, as others are made now and then.
+    feed.sweep().await.expect("it can");
+    let after = feed.owed(Some(&begun.point), &begun.origin, false).await.expect("it answers");
+    assert!(!after.complete && after.origin == feed.origin() && after.origin != begun.origin, "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sweeping_waits_for_no_transaction_that_is_under_way_beside_it() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = world.config(RESOURCES);
+    assert!(command(&config, &["migrate"]).status.success());
+    let feed = feed(&config);
+    let (mut low, mut high) = (world.database.client().await, world.database.client().await);
+    run(&mut low, "START TRANSACTION; UPDATE item SET v = 6 WHERE id = 1").await;
+    world.sql("UPDATE item SET v = 1 WHERE id BETWEEN 2 AND 5").await;
+    run(&mut high, "START TRANSACTION; UPDATE item SET v = 6 WHERE id = 6").await;
+    world.sql("UPDATE item SET v = 1 WHERE id BETWEEN 7 AND 9").await;
+    feed.sweep().await.expect("it can");
+    world.sql("UPDATE cache_aside.points SET at = at - INTERVAL 10 MINUTE").await;
+    feed.sweep().await.expect("it need not wait");
+    assert_eq!(world.number("SELECT COUNT(*) FROM cache_aside.outbox").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_outbox_is_swept_and_a_cache_that_missed_too_much_begins_anew() {
     let server = Mariadb::start().await;
     let world = World::on(&server, SCHEMA).await;
     let config = world.config(RESOURCES);
     assert!(command(&config, &["migrate"]).status.success());
     let feed = feed(&config);
-    let first = feed.owed(None, false).await.expect("it answers").point;
+    let first = feed.owed(None, "", false).await.expect("it answers").point;
     let mut open = world.database.client().await;
     run(&mut open, "START TRANSACTION; UPDATE item SET v = 6 WHERE id = 6").await;
     world.sql("UPDATE item SET v = 1 WHERE id < 5").await;
@@ -716,19 +886,31 @@ async fn the_outbox_is_swept_and_a_cache_that_missed_too_much_begins_anew() {
     world.sql("UPDATE cache_aside.points SET at = at - INTERVAL 10 MINUTE").await;
     feed.sweep().await.expect("it can");
     assert_eq!(world.number(rows).await, 1, "the last one stays: it says how far the ids have got");
-    assert!(!feed.owed(Some(&first), false).await.expect("it answers").complete, "something is missing");
+    assert!(
+        !feed.owed(Some(&first), &feed.origin(), false).await.expect("it answers").complete,
+        "something is missing"
+    );
     run(&mut open, "COMMIT").await;
     assert_eq!(owed(&feed, &second).await.0, ["6"], "what was open stays");
     // Too much for one round: all of it as one.
     world.sql("INSERT INTO cache_aside.outbox (relation) SELECT 'x' FROM seq_1_to_10001; UPDATE item SET v = 2 WHERE id = 9").await;
     let (_, third) = owed(&feed, &second).await;
-    let many = feed.owed(Some(&second), false).await.expect("it answers");
+    let many = feed.owed(Some(&second), &feed.origin(), false).await.expect("it answers");
     assert!(many.complete && many.changes.len() == 3 && many.point == third, "{many:?}");
     world.sql("INSERT INTO cache_aside.outbox (relation) SELECT 'x' FROM seq_1_to_100001").await;
-    assert!(!feed.owed(Some(&third), false).await.expect("it answers").complete);
+    let surveyed = feed.owed(Some(&third), &feed.origin(), false).await.expect("it answers");
+    assert!(!surveyed.complete);
+    // In several steps, and up to the last one.
+    let last = world.number("SELECT MAX(id) FROM cache_aside.outbox").await;
+    assert_eq!(surveyed.point.split(';').next(), Some(format!("1:{last}").as_str()));
+    let points = "SELECT COUNT(*) FROM cache_aside.points";
+    world.sql("UPDATE cache_aside.points SET at = at - INTERVAL 30 SECOND").await;
+    let noted = world.number(points).await;
+    feed.sweep().await.expect("it can");
+    assert_eq!(world.number(points).await, noted + 2, "on its way, and at its end");
     // An outbox that is younger than it was has been put back.
     world.sql("DELETE FROM cache_aside.outbox").await;
-    assert!(!feed.owed(Some(&third), false).await.expect("it answers").complete);
+    assert!(!feed.owed(Some(&third), &feed.origin(), false).await.expect("it answers").complete);
 }
 
 #[tokio::test]

@@ -19,14 +19,15 @@ use crate::{config, store};
 const PREPARED: usize = 256;
 
 /// Refuses what does not fit instead of bending it, whatever the server's own setting is. An id of 0 is an id.
-const SQL_MODE: &str = "STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,\
+pub(super) const SQL_MODE: &str = "STRICT_ALL_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,\
                         NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO";
 
 /// Which server and which of its lives this is. `cache_aside.life` is emptied by a restart; a dump that is put back makes
-/// the outbox anew. Servers have their own comments for what the other one can't read.
+/// the outbox anew; replicas that are copies of one another differ by `server_id`. Servers have their own comments for
+/// what the other one can't read.
 const ORIGIN: &str = "
     SELECT CONCAT('mysql:', /*!50708 @@server_uuid, ':', */ @@hostname, ':', @@port, ':', @@datadir, ':',
-                  COALESCE((SELECT UNIX_TIMESTAMP(t.CREATE_TIME) FROM information_schema.TABLES t
+                  @@server_id, ':', COALESCE((SELECT UNIX_TIMESTAMP(t.CREATE_TIME) FROM information_schema.TABLES t
                             WHERE t.TABLE_SCHEMA = 'cache_aside' AND t.TABLE_NAME = 'outbox'), '')),
            CONCAT(@@global.read_only, @@global.innodb_read_only), (SELECT l.id FROM cache_aside.life l)";
 
@@ -70,12 +71,14 @@ impl Connector {
         let opts = options(database.url.expose(), database.ca_file.as_deref())?;
         let timeout = database.statement_timeout;
         let seconds = timeout.as_secs_f64().ceil().max(1.0);
+        // A session begins with the server's settings, whatever somebody made of them.
         // MariaDB ends any statement that takes too long, MySQL only those that read; waits for locks end on both.
         let setup = format!(
             "SET NAMES utf8mb4; \
              SET SESSION sql_mode = '{SQL_MODE}', time_zone = '+00:00', autocommit = 1, \
+             completion_type = 0, sql_select_limit = 18446744073709551615, \
              innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds} \
-             /*M!100101 , max_statement_time = {:.3} */ \
+             /*M!100101 , max_statement_time = {:.3}, query_cache_type = 0 */ \
              /*!50708 , max_execution_time = {} */ /*!80000 , information_schema_stats_expiry = 0 */; \
              SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
             timeout.as_secs_f64(),
@@ -126,11 +129,14 @@ impl Connector {
         }
     }
 
-    /// Ends a connection of ours on the server, with whatever it is working on.
-    pub(super) async fn kill(&self, id: u32) {
+    /// Ends a connection of ours on the server, with whatever it is working on. `found`: where that one led; under the
+    /// same name there may be another server by now, where the number is somebody else's.
+    pub(super) async fn kill(&self, id: u32, found: u64) {
         let killing = async {
             let mut conn = Conn::new(self.opts.clone()).await?;
-            conn.query_drop(format!("KILL {id}")).await?;
+            if store::origin(&origin(&mut conn).await?) == found {
+                conn.query_drop(format!("KILL {id}")).await?;
+            }
             conn.disconnect().await
         };
         match tokio::time::timeout(Duration::from_secs(1), killing).await {

@@ -16,7 +16,7 @@ const TABLES: &str = "
 /// Documents are known by their type, or by the check that MariaDB puts in its place.
 const COLUMNS: &str = "
     SELECT c.TABLE_NAME, c.COLUMN_NAME, c.COLUMN_TYPE, c.DATA_TYPE, c.IS_NULLABLE = 'YES', c.EXTRA LIKE '%GENERATED%' AND c.EXTRA NOT LIKE '%DEFAULT_GENERATED%',
-           COALESCE(c.COLLATION_NAME, '')
+           COALESCE(c.COLLATION_NAME, ''), c.EXTRA LIKE '%auto_increment%'
     FROM information_schema.COLUMNS c WHERE c.TABLE_SCHEMA = ?";
 
 const CHECKS: &str = "
@@ -132,6 +132,7 @@ fn column(row: &Row, is_document: bool) -> Column {
         exact,
         json,
         generated: flag(row, 5),
+        counted: flag(row, 7),
         nullable: flag(row, 4),
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, Row};
@@ -17,7 +17,7 @@ use super::connect::{Connector, is_writable};
 use super::point::Point;
 use super::refusal::Failure;
 use super::{MysqlStore, close, sql};
-use crate::store::{Change, Owed, StoreError};
+use crate::store::{self, Change, Owed, StoreError};
 
 /// The last id that is visible: later ones are given to later rows.
 pub(super) const LAST: &str = "SELECT MAX(id) FROM cache_aside.outbox";
@@ -53,6 +53,12 @@ const GAPS: usize = 1000;
 /// Minutes for which a gap is kept in any case.
 const DOUBT: u64 = 10;
 
+/// Ids that are looked at in one statement where all there are must be.
+const CHUNK: usize = 100_000;
+
+/// What one sweep may take. What it did stays, and the next one goes on from there.
+const SWEEPING: Duration = Duration::from_mins(1);
+
 /// Rows that are dropped at once.
 const SWEPT: usize = 1000;
 
@@ -70,12 +76,13 @@ struct Open {
     conn: Conn,
     /// Which database this is, and which of its lives.
     origin: String,
+    created: Instant,
 }
 
 impl Open {
     async fn new(connector: &Arc<Connector>) -> Result<Self, StoreError> {
         let made = connector.connect().await?;
-        Ok(Self { conn: made.conn, origin: made.text })
+        Ok(Self { conn: made.conn, origin: made.text, created: made.created })
     }
 }
 
@@ -107,32 +114,42 @@ impl Feed {
         self.store.inner.connector.found()
     }
 
-    /// What changed since a point in the database's history, and where that leads.
+    /// What changed since a point in the database's history, and where that leads. A point of another `origin` says
+    /// nothing: ids that were seen there are given out again here.
     ///
     /// # Errors
     ///
     /// [`StoreError`]: nothing is known then.
-    pub async fn owed(&self, since: Option<&str>) -> Result<Owed, StoreError> {
+    pub async fn owed(&self, since: Option<&str>, origin: &str) -> Result<Owed, StoreError> {
         let mut place = self.open.lock().await;
-        let kept = place.take().filter(|open| !open.conn.is_disconnected());
+        // What others find by now is what fills go by, and this must speak of the same.
+        let found = self.store.inner.connector.origin();
+        let is_good = |open: &Open| !open.conn.is_disconnected() && !found.is_former(open.created);
+        let kept = match place.take() {
+            Some(open) if !is_good(&open) => {
+                close(open.conn);
+                None
+            }
+            kept => kept,
+        };
         let fresh = kept.is_none();
         let since = since.and_then(Point::parse);
         // A new connection costs several round trips; a new beginning reads all that there is.
-        let patience = self.patience
-            * if since.is_none() {
-                10
-            } else if fresh {
-                3
-            } else {
-                1
-            };
+        let patience = |beginning: bool| match (beginning, fresh) {
+            (true, _) => self.patience * 10,
+            (false, true) => self.patience * 3,
+            (false, false) => self.patience,
+        };
         let mut open = match kept {
             Some(open) => open,
-            None => match tokio::time::timeout(patience, Open::new(&self.store.inner.connector)).await {
+            None => match tokio::time::timeout(patience(since.is_none()), Open::new(&self.store.inner.connector)).await
+            {
                 Ok(open) => open?,
                 Err(_) => return Err(StoreError::TimedOut),
             },
         };
+        let since = since.filter(|_| open.origin == origin);
+        let patience = patience(since.is_none());
         match tokio::time::timeout(patience, owed(&mut open, since)).await {
             Ok(Ok(owed)) if owed.origin == UNKNOWN => {
                 close(open.conn);
@@ -155,9 +172,10 @@ impl Feed {
             }
             Err(_) => {
                 // The connection goes with its question, and the server stops working on it.
-                let (connector, id) = (Arc::clone(&self.store.inner.connector), open.conn.id());
+                let connector = Arc::clone(&self.store.inner.connector);
+                let (id, origin) = (open.conn.id(), store::origin(&open.origin));
                 close(open.conn);
-                self.store.inner.connector.runtime().spawn(async move { connector.kill(id).await });
+                self.store.inner.connector.runtime().spawn(async move { connector.kill(id, origin).await });
                 Err(StoreError::TimedOut)
             }
         }
@@ -171,10 +189,17 @@ impl Feed {
     pub async fn sweep(&self) -> Result<(), StoreError> {
         let mut open = Open::new(&self.store.inner.connector).await?;
         // Only the primary is swept, and only where it is known which life of it this is.
-        let swept = if open.origin.is_empty() { Ok(()) } else { sweep(&mut open).await };
+        if open.origin.is_empty() {
+            close(open.conn);
+            return Ok(());
+        }
+        let swept = tokio::time::timeout(SWEEPING, sweep(&mut open)).await;
         // The lock goes with the connection.
         close(open.conn);
-        swept.map_err(|failed| Failure::from(failed).into())
+        match swept {
+            Ok(swept) => swept.map_err(|failed| Failure::from(failed).into()),
+            Err(_) => Err(StoreError::TimedOut),
+        }
     }
 
     /// How many rows the outbox holds, up to a million and one.
@@ -213,6 +238,12 @@ fn about(row: Option<&Row>, origin: &str) -> About {
 }
 
 async fn owed(open: &mut Open, since: Option<Point>) -> Result<Owed, Error> {
+    if open.origin.is_empty() {
+        // It follows another, or does not say who it is: nothing that it tells is of use.
+        let said: Option<Row> = open.conn.query_first(ABOUT).await?;
+        let origin = origin(open, &about(said.as_ref(), ""));
+        return Ok(Owed { origin, ..Owed::default() });
+    }
     let Some(since) = since else { return survey(open).await };
     let asked = format!("SELECT {ROW} FROM cache_aside.outbox WHERE {} LIMIT {}; {ABOUT}", since.unseen(), MOST + 1);
     let mut result = open.conn.query_iter(asked).await?;
@@ -250,7 +281,8 @@ fn is_complete(since: &Point, about: &About) -> bool {
 ///
 /// This looks later than the rows were read: what was uncommitted then is seen here, committed or not, and stays a gap.
 async fn settled(conn: &mut Conn, mut point: Point, minute: u64) -> Result<Point, Error> {
-    let doubtful = point.doubtful(minute.saturating_sub(DOUBT), GAPS);
+    // A minute ends at any moment: one that is whole lies before the last.
+    let doubtful = point.doubtful(minute.saturating_sub(DOUBT), GAPS, minute.saturating_sub(1));
     if doubtful.is_empty() {
         return Ok(point);
     }
@@ -269,25 +301,44 @@ async fn settled(conn: &mut Conn, mut point: Point, minute: u64) -> Result<Point
 
 /// A new beginning: what is there now was there before.
 async fn survey(open: &mut Open) -> Result<Owed, Error> {
-    let (point, about) = surveyed(open).await?;
+    let (point, about) = surveyed(open, false).await?;
     Ok(Owed { point: point.text(), origin: origin(open, &about), complete: false, changes: Vec::new() })
 }
 
 /// The point that is reached now, from the last one that was noted. Transactions that are open since longer are among
-/// its gaps.
-async fn surveyed(open: &mut Open) -> Result<(Point, About), Error> {
+/// its gaps. After a long absence that takes many statements; `noting`: how far it came is noted after each.
+async fn surveyed(open: &mut Open, noting: bool) -> Result<(Point, About), Error> {
     let noted: Option<(String, bool)> = open.conn.exec_first(NOTED, (open.origin.as_str(),)).await?;
     let said: Option<Row> = open.conn.query_first(ABOUT).await?;
     let before = about(said.as_ref(), &open.origin);
     let noted = noted.and_then(|(text, _)| Point::parse(&text)).or(before.horizon);
     // An outbox that was emptied by hand, or put back.
     let base = noted.filter(|point| point.high() <= before.last).unwrap_or_else(Point::beginning);
-    let mut ids: Vec<u64> =
-        open.conn.query(format!("SELECT id FROM cache_aside.outbox WHERE {}", base.unseen())).await?;
+    let (unseen, mut point, mut after) = (base.unseen(), base, 0);
+    loop {
+        // Always upwards: what comes later below stays a gap.
+        let asked =
+            format!("SELECT id FROM cache_aside.outbox WHERE id > {after} AND ({unseen}) ORDER BY id LIMIT {CHUNK}");
+        let mut ids: Vec<u64> = open.conn.query(asked).await?;
+        let is_last = ids.len() < CHUNK;
+        after = ids.last().copied().unwrap_or(after);
+        point = point.seen(&mut ids, before.minute);
+        if is_last {
+            break;
+        }
+        if noting && !before.follows {
+            note(open, &point).await?;
+        }
+    }
     let said: Option<Row> = open.conn.query_first(ABOUT).await?;
     let about = about(said.as_ref(), &open.origin);
-    let point = settled(&mut open.conn, base.seen(&mut ids, about.minute), about.minute).await?;
+    let point = settled(&mut open.conn, point, about.minute).await?;
     Ok((point, about))
+}
+
+async fn note(open: &mut Open, point: &Point) -> Result<(), Error> {
+    let note = "INSERT INTO cache_aside.points (origin, point) VALUES (?, ?)";
+    open.conn.exec_drop(note, (open.origin.as_str(), point.text())).await
 }
 
 /// Too much to be told at once: tables that owe too many rows are told as a whole. All of it as of one moment.
@@ -338,18 +389,19 @@ async fn told_as_a_whole(open: &mut Open, since: &Point) -> Result<Option<(Vec<u
 /// Notes how far one can see now, and drops what everybody who was there within ten minutes has seen; what has piled up
 /// past a million rows, sooner.
 async fn sweep(open: &mut Open) -> Result<(), Error> {
+    // Should this process be cut off, the server ends the session, and the lock with it.
+    open.conn.query_drop("SET SESSION wait_timeout = 60").await?;
     let locked: Option<Option<u8>> = open.conn.query_first("SELECT GET_LOCK('cache_aside.sweep', 0)").await?;
     if locked.flatten() != Some(1) {
         return Ok(());
     }
     let noted: Option<(String, bool)> = open.conn.exec_first(NOTED, (open.origin.as_str(),)).await?;
     if noted.is_none_or(|(_, is_recent)| !is_recent) {
-        let (point, about) = surveyed(open).await?;
+        let (point, about) = surveyed(open, true).await?;
         if about.follows {
             return Ok(());
         }
-        let note = "INSERT INTO cache_aside.points (origin, point) VALUES (?, ?)";
-        open.conn.exec_drop(note, (open.origin.as_str(), point.text())).await?;
+        note(open, &point).await?;
     }
     let rows: Option<i64> = open.conn.query_first(count()).await?;
     let keep = if rows.unwrap_or(0) > CROWDED { 30 } else { 600 };
@@ -368,20 +420,47 @@ async fn sweep(open: &mut Open) -> Result<(), Error> {
     open.conn.query_drop("DELETE FROM cache_aside.points WHERE at < NOW(6) - INTERVAL 11 MINUTE").await?;
     let mut after = 0;
     loop {
-        // Found without a lock, and dropped by their ids: nothing waits for an open transaction, nothing locks a gap.
+        // Found without a lock, and dropped in runs without a gap: nothing waits for an open transaction. The limit ends a
+        // run at its last row; else the one after it would be looked at, and may be locked.
         let asked = format!(
             "SELECT id FROM cache_aside.outbox WHERE id > {after} AND id < {} ORDER BY id LIMIT {SWEPT}",
             horizon.high()
         );
         let found: Vec<u64> = open.conn.query(asked).await?;
         let Some(last) = found.last().copied() else { return Ok(()) };
-        let gone: Vec<String> = found.iter().filter(|id| horizon.shows(**id)).map(ToString::to_string).collect();
-        if !gone.is_empty() {
-            open.conn.query_drop(format!("DELETE FROM cache_aside.outbox WHERE id IN ({})", gone.join(", "))).await?;
+        for (first, last) in runs(found.iter().copied().filter(|id| horizon.shows(*id))) {
+            let drop = format!(
+                "DELETE FROM cache_aside.outbox WHERE id BETWEEN {first} AND {last} ORDER BY id LIMIT {}",
+                last - first + 1
+            );
+            open.conn.query_drop(drop).await?;
         }
         if found.len() < SWEPT {
             return Ok(());
         }
         after = last;
+    }
+}
+
+/// Ids in ascending order, as runs without a gap.
+fn runs(ids: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for id in ids {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == id => *last = id,
+            _ => runs.push((id, id)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runs;
+
+    #[test]
+    fn ids_without_a_gap_are_one_run() {
+        assert_eq!(runs([2, 3, 4, 7, 9, 10].into_iter()), [(2, 4), (7, 7), (9, 10)]);
+        assert_eq!(runs(std::iter::empty()), []);
     }
 }

@@ -108,14 +108,15 @@ impl Point {
         next
     }
 
-    /// The gaps that may leave: those noticed before `minute`, and the oldest of what are more than `most`.
-    pub(super) fn doubtful(&self, minute: u64, most: usize) -> Vec<(u64, u64)> {
+    /// The gaps that may leave: those noticed before `minute`, and the oldest of what are more than `most`, if they were
+    /// noticed before `recent`.
+    pub(super) fn doubtful(&self, minute: u64, most: usize, recent: u64) -> Vec<(u64, u64)> {
         let mut by_age: Vec<(u64, u64, u64)> =
             self.gaps.iter().map(|(first, gap)| (gap.since, *first, gap.last)).collect();
         by_age.sort_unstable();
         let surplus = by_age.len().saturating_sub(most);
-        let doubtful =
-            by_age.into_iter().enumerate().filter(|(place, (since, ..))| *place < surplus || *since < minute);
+        let may_leave = |place: usize, since: u64| since < minute || (place < surplus && since < recent);
+        let doubtful = by_age.into_iter().enumerate().filter(|(place, (since, ..))| may_leave(*place, *since));
         doubtful.map(|(_, (_, first, last))| (first, last)).collect()
     }
 
@@ -213,11 +214,12 @@ mod tests {
     #[test]
     fn old_gaps_leave_unless_they_are_alive() {
         let mut point = parse("1:100;5=3-6,20;9=40");
-        let doubtful = point.doubtful(9, 1000);
+        let doubtful = point.doubtful(9, 1000, 12);
         assert_eq!(doubtful, [(3, 6), (20, 20)]);
         point.settle(&doubtful, &mut [6, 4, 5], 12);
         assert_eq!(point, parse("1:100;9=40;12=4-6"));
-        assert_eq!(point.doubtful(0, 1), [(40, 40)], "the oldest of too many");
+        assert_eq!(point.doubtful(0, 1, 10), [(40, 40)], "the oldest of too many");
+        assert_eq!(point.doubtful(0, 1, 9), [], "but for those that are young");
     }
 
     #[test]

@@ -141,9 +141,9 @@ impl Drop for Checked<'_> {
             State::Lost => close(made.conn),
             State::Busy => {
                 let connector = Arc::clone(&self.pool.connector);
-                let id = made.conn.id();
+                let (id, origin) = (made.conn.id(), made.origin);
                 close(made.conn);
-                self.pool.connector.runtime().spawn(async move { connector.kill(id).await });
+                self.pool.connector.runtime().spawn(async move { connector.kill(id, origin).await });
             }
         }
     }

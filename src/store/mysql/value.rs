@@ -503,6 +503,7 @@ mod tests {
             exact: false,
             json: false,
             generated: false,
+            counted: false,
             nullable: true,
         }
     }

@@ -308,6 +308,18 @@ async fn create(conn: &mut Conn, resource: &Resource, body: &Body, told: &Told<'
             parse(column, raw).ok().filter(|value| *value != Value::NULL).map(|value| as_compared(column, value))
         })
         .collect();
+    let lacking: Vec<&Column> =
+        resource.key_columns().zip(&given).filter(|(_, part)| part.is_none()).map(|(column, _)| column).collect();
+    // The last insert id is that of a column that is counted up, which need not be the key's.
+    let is_counted = matches!(lacking.as_slice(), [column] if column.counted);
+    let untold = || {
+        let columns = lacking.iter().map(|column| column.name.clone()).collect();
+        let detail = "the key must be given: this database does not tell which one it made".into();
+        WriteError::Violation { columns, detail }
+    };
+    if !lacking.is_empty() && !is_counted && !told.wanted {
+        return Err(untold().into());
+    }
     let from = sql::from(&resource.table);
     let marks = vec!["?"; names.len()].join(", ");
     let params = if values.is_empty() { Params::Empty } else { Params::Positional(values) };
@@ -315,18 +327,12 @@ async fn create(conn: &mut Conn, resource: &Resource, body: &Body, told: &Told<'
         conn.exec_iter(format!("INSERT INTO {from} ({}) VALUES ({marks})", names.join(", ")), params).await?;
     let made = inserted.last_insert_id().filter(|id| *id > 0);
     inserted.drop_result().await?;
-    let lacking = given.iter().filter(|part| part.is_none()).count();
-    let key: Option<Vec<Value>> = if lacking <= 1 && (lacking == 0 || made.is_some()) {
-        // The only part that was not given is the one that the database counts.
+    let key: Option<Vec<Value>> = if lacking.is_empty() || (is_counted && made.is_some()) {
         given.into_iter().map(|part| part.or(made.map(Value::UInt))).collect()
     } else {
         told_key(resource, &told.changes(conn).await?)?
     };
-    let Some(key) = key else {
-        let columns = resource.key_columns().map(|column| column.name.clone()).collect();
-        let detail = "the key must be given: this database does not tell which one it made".into();
-        return Err(WriteError::Violation { columns, detail }.into());
-    };
+    let key = key.ok_or_else(untold)?;
     match again(conn, resource, key).await? {
         Some(found) => Ok(written(Some(found.json), found.key, found.lists)),
         None => {
@@ -394,11 +400,12 @@ async fn explain(store: &MysqlStore, resource: &Resource, write: &Write, refusal
     }
 }
 
-/// What stands quoted right after these words.
+/// What stands quoted right after these words, where they come last: before that, the same words may be in a value.
 fn after<'a>(said: &'a str, words: &str) -> Option<&'a str> {
-    let rest = &said[said.find(words)? + words.len()..];
-    let quote = rest.chars().next()?;
+    let rest = &said[said.rfind(words)? + words.len()..];
+    let quote = rest.chars().next().filter(|quote| matches!(quote, '\'' | '`' | '"' | '('))?;
     let close = if quote == '(' { ')' } else { quote };
+    // All of these are one byte long.
     let rest = &rest[1..];
     // A quoted value may hold quotes, but what is asked for here comes last.
     let end = if close == '\'' { rest.rfind(close)? } else { rest.find(close)? };
@@ -492,6 +499,8 @@ mod tests {
             assert_eq!(named(said), Some(expected), "{said}");
         }
         assert_eq!(after("Duplicate entry 'a'b' for key 'author.name'", "for key "), Some("author.name"));
+        assert_eq!(after("Duplicate entry 'for key é' for key 'PRIMARY'", "for key "), Some("PRIMARY"));
+        assert_eq!(after("Duplicate entry 'x' for key é", "for key "), None);
         let fails =
             "Cannot add … (`s`.`book`, CONSTRAINT `c` FOREIGN KEY (`author_id`, `x`) REFERENCES `author` (`id`))";
         assert_eq!(listed(after(fails, "FOREIGN KEY ")), ["author_id", "x"]);

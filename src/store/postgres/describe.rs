@@ -120,6 +120,7 @@ fn column(row: &Row) -> Result<Column, Error> {
         exact,
         json: matches!(built_in.as_str(), "json" | "jsonb"),
         generated: row.try_get(5)?,
+        counted: false,
         nullable: row.try_get(6)?,
     })
 }

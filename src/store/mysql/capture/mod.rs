@@ -13,6 +13,7 @@ use mysql_async::{Conn, Error, Row};
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::script::{Below, Cascade, Place};
+use super::connect::SQL_MODE;
 use super::refusal::{Failure, meaning};
 use super::sql::literal;
 use super::{MysqlStore, close, describe};
@@ -61,8 +62,19 @@ struct Installed {
 impl Installed {
     /// What was made of this trigger, if its body says at least this.
     fn made(&self, place: &Place, event: &str, parts: &[String]) -> Option<&str> {
-        let (_, body, created) = self.triggers.get(&(place.0.clone(), script::trigger(place, event)))?;
-        parts.iter().all(|part| body.contains(part.as_str())).then_some(created)
+        let (table, body, created) = self.trigger(place, event)?;
+        (*table == place.1 && parts.iter().all(|part| body.contains(part.as_str()))).then_some(created)
+    }
+
+    /// The trigger of this name: RENAME TABLE takes triggers along, so it may be on another table by now.
+    fn trigger(&self, place: &Place, event: &str) -> Option<&(String, String, String)> {
+        self.triggers.get(&(place.0.clone(), script::trigger(place, event)))
+    }
+
+    /// Another table that a trigger of this name went along with.
+    fn strayed(&self, place: &Place, event: &str) -> Option<Place> {
+        let (table, ..) = self.trigger(place, event)?;
+        (*table != place.1).then(|| (place.0.clone(), table.clone()))
     }
 
     fn judge(&self, wanted: &Wanted, table: &Table) -> Captured {
@@ -326,13 +338,15 @@ impl MysqlStore {
                 .bodies
                 .iter()
                 .filter(|(event, body)| {
-                    let there = before.triggers.get(&(step.place.0.clone(), script::trigger(&step.place, event)));
-                    there.is_none_or(|(_, there, _)| there != body)
+                    before
+                        .trigger(&step.place, event)
+                        .is_none_or(|(table, there, _)| *table != step.place.1 || there != body)
                 })
                 .collect();
+            let strayed = lacking.iter().filter_map(|(event, _)| before.strayed(&step.place, event)).collect();
             let name = script::relation(&step.place);
             if !lacking.is_empty() {
-                replace(conn, &step.place, &lacking).await.map_err(failed)?;
+                replace(conn, &step.place, strayed, &lacking).await.map_err(failed)?;
             }
             match &step.columns {
                 Some(columns)
@@ -385,7 +399,8 @@ impl MysqlStore {
         };
         let before = found.await.map_err(|failed| StoreError::from(Failure::from(failed)))?;
         close(conn);
-        let mut all = String::from("DELIMITER ;;\n");
+        // A trigger keeps the mode and the character set of the session that made it.
+        let mut all = format!("SET NAMES utf8mb4;\nSET SESSION sql_mode = '{SQL_MODE}';\nDELIMITER ;;\n");
         let mut say = |statement: &str| {
             all.push_str(statement);
             all.push_str(" ;;\n");
@@ -518,9 +533,17 @@ struct Steps {
     left_out: Vec<String>,
 }
 
-/// Makes triggers anew, with no write in between.
-async fn replace(conn: &mut Conn, place: &Place, bodies: &[&(&str, String)]) -> Result<(), Error> {
-    let mut statements = vec![format!("LOCK TABLES {} WRITE", script::table(place))];
+/// Makes triggers anew, with no write in between. `strayed`: tables on which triggers of these names are now; they leave
+/// there, which takes their locks too.
+async fn replace(
+    conn: &mut Conn,
+    place: &Place,
+    strayed: BTreeSet<Place>,
+    bodies: &[&(&str, String)],
+) -> Result<(), Error> {
+    let locked: Vec<String> =
+        std::iter::once(place).chain(&strayed).map(|place| format!("{} WRITE", script::table(place))).collect();
+    let mut statements = vec![format!("LOCK TABLES {}", locked.join(", "))];
     for (event, body) in bodies {
         statements.push(script::drop(&place.0, &script::trigger(place, event)));
         statements.push(script::create(place, event, body));
