@@ -326,9 +326,8 @@ impl Cache for MemoryCache {
 
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let verified = self.verified(self.deadline())?;
-        let lease = |place: &Place<'_>| match self.has_held_group(place) {
-            true => Ok(Lease::Past),
-            false => self.lease_one(place, millis(lock), verified),
+        let lease = |place: &Place<'_>| {
+            if self.has_held_group(place) { Ok(Lease::Past) } else { self.lease_one(place, millis(lock), verified) }
         };
         places.iter().map(lease).collect()
     }

@@ -28,7 +28,7 @@ queries:
 ";
 
 /// The answer without what may differ: where it came from.
-fn answer(what: &str, reply: Reply) -> String {
+fn answer(what: &str, reply: &Reply) -> String {
     let text = reply.text.split_once(",\"source\"").map_or(reply.text.as_str(), |(text, _)| text);
     let text = text.split_once(",\"request_id\"").map_or(text, |(text, _)| text);
     format!("{what}: {} {text}\n", reply.status.as_u16())
@@ -49,24 +49,22 @@ async fn conversation(app: &App) -> String {
     let mut said = String::new();
     let look = async |said: &mut String| {
         for path in ASKED {
-            let cold = answer(path, app.get(path).await);
-            let warm = answer(path, app.get(path).await);
+            let cold = answer(path, &app.get(path).await);
+            let warm = answer(path, &app.get(path).await);
             assert_eq!(cold, warm, "from the database and from the cache");
             said.push_str(&cold);
         }
     };
     look(&mut said).await;
     let adhoc = r#"{"sql":"SELECT name FROM thing WHERE id = $1","params":[3]}"#;
-    said.push_str(&answer("ad hoc", app.post("/api/query", adhoc).await));
+    said.push_str(&answer("ad hoc", &app.post("/api/query", adhoc).await));
     let row = r#"{"id":5,"kind":2,"name":"new","big":7,"ratio":2.5,"raw":"\\xabcd","note":null}"#;
-    said.push_str(&answer("create", app.post("/api/thing", row).await));
-    said.push_str(
-        &answer("again", app.post("/api/thing", row).await).split(" {").next().unwrap_or_default().to_owned(),
-    );
-    said.push_str(&answer("merge", app.patch("/api/thing/1", r#"{"kind":2,"name":"renamed"}"#).await));
-    said.push_str(&answer("replace", app.put("/api/thing/2", r#"{"name":"bare"}"#).await));
-    said.push_str(&answer("delete", app.delete("/api/thing/3").await));
-    said.push_str(&answer("none", app.delete("/api/thing/3").await).split(" {").next().unwrap_or_default().to_owned());
+    said.push_str(&answer("create", &app.post("/api/thing", row).await));
+    said.push_str(answer("again", &app.post("/api/thing", row).await).split(" {").next().unwrap_or_default());
+    said.push_str(&answer("merge", &app.patch("/api/thing/1", r#"{"kind":2,"name":"renamed"}"#).await));
+    said.push_str(&answer("replace", &app.put("/api/thing/2", r#"{"name":"bare"}"#).await));
+    said.push_str(&answer("delete", &app.delete("/api/thing/3").await));
+    said.push_str(answer("none", &app.delete("/api/thing/3").await).split(" {").next().unwrap_or_default());
     look(&mut said).await;
     said
 }
