@@ -74,3 +74,27 @@ async fn what_is_stale_is_served_while_one_reader_refreshes_it_and_a_purge_stays
     app.delete("/admin/cache/slow_item/7").await.expect(204);
     assert_eq!(app.get("/api/slow_item/7").await.expect(200).json()["data"]["name"], "newest");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tier_in_process_follows_what_was_refreshed() {
+    let mut world = World::new(SCHEMA).await;
+    world.cache_more = ", timeout: 5s".into();
+    let resources = "invalidation: { max_staleness: 10s }\nresources: { item: { key: id, ttl: 2s, ttl_jitter: 0, refresh_ahead: 10, local_ttl: 1h } }";
+    let app = world.app(resources).await;
+    let metric = r#"cache_aside_requests_total{resource="item",result="hit",tier="local"}"#;
+    app.until("held in process", async |app| {
+        app.get("/api/item/7").await.expect(200);
+        app.metric(metric).await > 0
+    })
+    .await;
+    // A change that no trigger sees: nothing drops the entry, only its TTL ends.
+    world.sql("SET session_replication_role = replica; UPDATE item SET name = 'new' WHERE id = 7").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers = readers(&app, "/api/item/7", &stop);
+    app.until("refreshed", async |app| app.get("/api/item/7").await.json()["data"]["name"] == "new").await;
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        assert_eq!(reader.await.expect("no reader panics"), Vec::<String>::new(), "everybody hit");
+    }
+    assert!(app.metric(r#"cache_aside_refreshes_total{kind="ahead",resource="item"}"#).await > 0);
+}
