@@ -113,10 +113,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
         let places: Vec<Place<'_>> = due.iter().map(|(target, _)| target.place()).collect();
         let Ok(leases) = self.asked("lease", self.cache.lease(&places, LOCK, early)).await else { return };
         let leased = due.iter().zip(leases).filter_map(|((target, _), lease)| match lease {
-            Lease::Fill { ticket, stale } => {
-                let forward = if stale.is_some() { Forward::Stale } else { Forward::Miss };
-                Some(Job::ahead(target.clone(), ticket, forward))
-            }
+            Lease::Fill { ticket, .. } => Some(Job::unwaited(target.clone(), ticket, Forward::Miss)),
             Lease::Wait { .. } | Lease::Hit(_) | Lease::Past => None,
         });
         let jobs: Vec<Job> = leased.collect();

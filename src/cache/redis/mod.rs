@@ -615,8 +615,9 @@ impl Cache for RedisCache {
             leases[index] = lease;
         }
         if let Some(local) = &self.local {
-            let hits = places.iter().zip(&leases).filter(|(_, lease)| matches!(lease, Lease::Hit(_)));
-            hits.for_each(|(place, _)| local.outdated(place.key));
+            for (place, _) in places.iter().zip(&leases).filter(|(_, lease)| matches!(lease, Lease::Hit(_))) {
+                local.outdated(place.key);
+            }
         }
         self.still(leases, deadlines, first)
     }
@@ -675,7 +676,9 @@ impl Cache for RedisCache {
         };
         let verdicts: Result<Vec<Filled>, CacheError> = fills.iter().zip(filled).map(read).collect();
         if let Some(local) = &self.local {
-            fills.iter().for_each(|(place, ..)| local.outdated(place.key));
+            for (place, ..) in fills {
+                local.outdated(place.key);
+            }
         }
         // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
         if self.verified(deadlines)? { verdicts } else { Err(CacheError::Untrusted) }
