@@ -26,6 +26,8 @@ pub struct Policy {
     pub stale_while_revalidate: Duration,
     /// How long an in-process tier may hold an entry; zero: not at all.
     pub local_ttl: Duration,
+    /// The same for an entry that is hot; zero: no longer than others.
+    pub local_hot_ttl: Duration,
 }
 
 impl Policy {
@@ -39,6 +41,7 @@ impl Policy {
             stale_if_error: values.stale_if_error,
             stale_while_revalidate: values.stale_while_revalidate,
             local_ttl: values.local_ttl,
+            local_hot_ttl: values.local_hot_ttl,
         }
     }
 
