@@ -23,6 +23,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::Fill;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+use super::pack::{pack, unpack};
 
 /// Bytes before the payload.
 pub const HEADER: usize = 80;
@@ -164,9 +166,6 @@ pub fn decode(key: &str, value: &Bytes, now: u64, max_entry: usize) -> Option<He
         _ => None,
     }
 }
-
-#[cfg(any(feature = "redis", feature = "memcached"))]
-use super::pack::{pack, unpack};
 
 /// Nobody packs what never leaves the process.
 #[cfg(not(any(feature = "redis", feature = "memcached")))]
