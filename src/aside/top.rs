@@ -148,14 +148,14 @@ impl Top {
         if big.len() == BIGGEST {
             big.retain(|known| now.saturating_duration_since(known.seen) < REMEMBERED);
         }
-        let found = Big { key: String::new(), resource: Arc::clone(&target.resource().name), size, seen: now };
-        let found = |key| Big { key, ..found.clone() };
+        let found =
+            || Big { key: target.entry().to_owned(), resource: Arc::clone(&target.resource().name), size, seen: now };
         if big.len() < BIGGEST {
-            big.push(found(target.entry().to_owned()));
+            big.push(found());
         } else if let Some(least) = big.iter_mut().min_by_key(|known| known.size)
             && least.size < size
         {
-            *least = found(target.entry().to_owned());
+            *least = found();
         }
     }
 
@@ -191,6 +191,7 @@ impl Top {
         let big = lately.map(|known| whole(&known.key, &known.resource)).collect();
         let first = |mut rows: Vec<Outstanding>, by: fn(&Outstanding) -> f64| {
             rows.sort_by(|one, other| by(other).total_cmp(&by(one)));
+            // What would be told as nothing.
             rows.retain(|row| by(row) >= 0.05);
             rows.truncate(limit);
             rows
