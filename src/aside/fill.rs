@@ -191,6 +191,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         for (index, (job, loaded)) in jobs.iter().zip(loaded).enumerate() {
             let fill = loaded.fill(&job.target, database);
             entries.push(fill.entry());
+            self.core.top.loaded(&job.target, fill.payload.len(), started.into_std());
             let Some(ticket) = job.ticket else { continue };
             let too_big = fill.payload.len() > self.core.limits.max_entry;
             if too_big {
@@ -220,6 +221,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             if let Ok(verdicts) = self.core.asked("fill", self.core.cache.fill(&fills)).await {
                 for ((index, sent), verdict) in indexes.into_iter().zip(sent).zip(verdicts) {
                     metrics.fill(verdict);
+                    if let Filled::Fenced | Filled::Gone = verdict {
+                        self.core.top.refused(&jobs[index].target, started.into_std());
+                    }
                     if verdict == Filled::Stored {
                         // Nothing was invalidated between the load and this fill, so whoever came before it may share it.
                         stored[index] = true;

@@ -20,8 +20,10 @@ mod invalidate;
 mod read;
 mod read_many;
 mod refresh;
+mod sketch;
 #[cfg(test)]
 mod tests;
+mod top;
 mod write;
 mod writes;
 
@@ -34,6 +36,8 @@ use tokio::runtime::Handle;
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
 use refresh::Refreshes;
+use top::Top;
+pub use top::{Outstanding, Standing};
 pub use write::Wrote;
 pub use writes::Writes;
 
@@ -94,6 +98,8 @@ struct Core<C, S> {
     writes: Writes,
     warnings: Throttle,
     audit: audit::Audit,
+    /// Which entries stand out.
+    top: Top,
     /// Which changes concern what is served.
     mappings: ArcSwap<Vec<Mapping>>,
 }
@@ -120,6 +126,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             writes,
             warnings: Throttle::default(),
             audit: audit::Audit::new(limits.audit_ratio, limits.max_staleness),
+            top: Top::default(),
             mappings: ArcSwap::default(),
         };
         Self { core: Arc::new(core), cache }
