@@ -16,6 +16,7 @@ mod answer;
 mod audit;
 mod fill;
 mod flight;
+mod guard;
 mod invalidate;
 mod read;
 mod read_many;
@@ -32,6 +33,7 @@ use tokio::runtime::Handle;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
+pub use guard::Guard;
 pub use write::Wrote;
 pub use writes::Writes;
 
@@ -79,6 +81,8 @@ impl<C: Clone, S> Clone for Aside<C, S> {
 struct Core<C, S> {
     cache: C,
     store: S,
+    /// Whether the store is asked.
+    guard: Guard,
     flights: Flights,
     limits: Limits,
     metrics: Arc<Metrics>,
@@ -106,6 +110,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let core = Core {
             cache: cache.clone(),
             store,
+            guard: Guard::default(),
             flights,
             limits,
             metrics,
@@ -121,6 +126,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// The store behind the cache.
     pub fn store(&self) -> &S {
         &self.core.store
+    }
+
+    /// What stands before the store.
+    pub fn guard(&self) -> &Guard {
+        &self.core.guard
     }
 
     /// The cache.
