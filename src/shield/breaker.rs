@@ -122,8 +122,13 @@ mod tests {
     }
 
     fn events() -> impl Strategy<Value = Vec<Event>> {
-        let one =
-            prop_oneof![Just(Event::Answered), Just(Event::Failed), Just(Event::Failed), Just(Event::Probed), Just(Event::Lost)];
+        let one = prop_oneof![
+            Just(Event::Answered),
+            Just(Event::Failed),
+            Just(Event::Failed),
+            Just(Event::Probed),
+            Just(Event::Lost)
+        ];
         prop::collection::vec(one, 0..60)
     }
 

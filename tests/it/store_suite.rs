@@ -63,7 +63,8 @@ impl Shelf {
     async fn rows(&self, resource: &str, keys: &[&[&str]]) -> Vec<Option<String>> {
         let keys: Vec<Key> = keys.iter().map(|parts| self.key(resource, parts)).collect();
         let asked: Vec<&Key> = keys.iter().collect();
-        let rows = self.store.rows(&self.resource(resource), &asked, &Waiters::default()).await.expect("it answers").rows;
+        let rows =
+            self.store.rows(&self.resource(resource), &asked, &Waiters::default()).await.expect("it answers").rows;
         rows.into_iter().map(|row| row.map(|row| String::from_utf8(row.json.to_vec()).expect("it is text"))).collect()
     }
 
@@ -72,7 +73,8 @@ impl Shelf {
         resource: &str,
         write: Write,
     ) -> Result<(Option<String>, Key, Vec<(usize, String)>), WriteError> {
-        let written = self.store.write(&self.resource(resource), write, &LastWord::default(), &Waiters::default()).await?;
+        let written =
+            self.store.write(&self.resource(resource), write, &LastWord::default(), &Waiters::default()).await?;
         let row = written.row.map(|row| String::from_utf8(row.to_vec()).expect("it is text"));
         Ok((row, written.key, written.lists))
     }

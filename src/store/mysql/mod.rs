@@ -121,12 +121,7 @@ impl MysqlStore {
     }
 
     /// The same as long as anybody waits for it.
-    async fn fetch_for(
-        &self,
-        waiters: &Waiters,
-        sql: &str,
-        params: Vec<Value>,
-    ) -> Result<(Vec<Row>, u64), StoreError> {
+    async fn fetch_for(&self, waiters: &Waiters, sql: &str, params: Vec<Value>) -> Result<(Vec<Row>, u64), StoreError> {
         let mut retried = false;
         loop {
             let mut checked = waiters.or(self.inner.pool.checkout()).await?;

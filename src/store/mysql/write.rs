@@ -16,7 +16,9 @@ use super::refusal::{Failure, meaning};
 use super::value::{self, Form};
 use super::{MysqlStore, feed, sql};
 use crate::catalog::{Capture, Column, Image, Key, Resource};
-use crate::store::{Body, Change, LastWord, Precondition, StoreError, Waiters, Write, WriteError, Written, merge_patch};
+use crate::store::{
+    Body, Change, LastWord, Precondition, StoreError, Waiters, Write, WriteError, Written, merge_patch,
+};
 
 /// How long a transaction whose entries are held may wait for its COMMIT.
 const HOLD_IDLE: Duration = Duration::from_secs(3);

@@ -13,7 +13,9 @@ use tokio_postgres::{Error, Row};
 
 use super::{PostgresStore, SLACK, Text, error, feed, sql, wal};
 use crate::catalog::{Capture, Column, Key, Resource};
-use crate::store::{Body, Change, LastWord, Precondition, StoreError, Waiters, Write, WriteError, Written, merge_patch};
+use crate::store::{
+    Body, Change, LastWord, Precondition, StoreError, Waiters, Write, WriteError, Written, merge_patch,
+};
 
 /// How long a transaction whose entries are held may wait for its COMMIT.
 const HOLD_IDLE: Duration = Duration::from_secs(3);

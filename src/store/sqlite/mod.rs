@@ -349,7 +349,8 @@ impl Store for SqliteStore {
         let (resource, last, runtime) = (resource.clone(), last.clone(), Handle::current());
         // On a thread of its own, which may wait.
         let ask = move |written: &Written| runtime.block_on(last.given(written));
-        self.with_for(waiters, &self.inner.writer, move |connection| write::run(connection, &resource, &write, ask)).await
+        self.with_for(waiters, &self.inner.writer, move |connection| write::run(connection, &resource, &write, ask))
+            .await
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
