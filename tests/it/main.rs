@@ -25,6 +25,7 @@ mod outages;
 mod overload;
 mod queries;
 mod reads;
+mod refresh;
 mod replica;
 mod rights;
 mod robustness;
