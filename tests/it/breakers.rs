@@ -28,7 +28,22 @@ async fn hung(app: &App, breaker: &str, pause: impl Fn(), resume: impl Fn()) {
     let load = Load::on(app);
     let hits_so_far = r#"cache_aside_requests_total{resource="item",result="hit",tier="shared"}"#;
     app.until("busy", async |app| app.metric(hits_so_far).await > 50).await;
+    let before = timeouts(app).await;
     pause();
+    let readers = (1..=64).map(|id| {
+        let (client, url) = (app.client.clone(), format!("{}/api/item/{id}", app.url));
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                assert_eq!(client.get(&url).send().await.expect("it answers").status(), 200);
+            }
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.expect("no reader panics");
+    }
+    // Those who asked before anybody knew, and a few; the looks that fail end the connection much later.
+    let sent = timeouts(app).await - before;
+    assert!(sent <= 2 * (64 + 8), "{sent} of 640 reads waited for a cache that does not answer");
     until(app, breaker, 2).await;
     let before = timeouts(app).await;
     for id in 1..=100 {
