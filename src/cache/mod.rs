@@ -182,7 +182,7 @@ impl Inspection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CacheError {
     /// No connection that can be used now.
-    #[error("no connection to the cache")]
+    #[error("no connection to the cache that answers")]
     Disconnected,
     /// No answer in time.
     #[error("the cache did not answer in time")]

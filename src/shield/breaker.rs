@@ -141,14 +141,13 @@ mod tests {
             for event in events {
                 let before = state;
                 match (event, state) {
-                    (Event::Lost, _) => state = State::Open,
                     (Event::Failed, State::Closed) => {
                         failures += 1;
                         if failures == limit {
                             state = State::Open;
                         }
                     }
-                    (Event::Failed, _) => state = State::Open,
+                    (Event::Failed | Event::Lost, _) => state = State::Open,
                     (Event::Probed, State::Open) => state = State::HalfOpen,
                     (Event::Answered, State::Open) => {}
                     (Event::Answered | Event::Probed, _) => state = State::Closed,

@@ -236,6 +236,20 @@ async fn idle_and_dripping_clients_keep_nobody_else_from_being_served() {
 }
 
 #[tokio::test]
+async fn a_head_without_end_is_refused() {
+    let world = World::new(GATED).await;
+    let app = App::start(&world.config("resources: { item: {} }\n")).await;
+    let mut stream = TcpStream::connect(address(&app)).await.expect("it listens");
+    let long = "x".repeat(4 << 20);
+    let head = format!("GET /api/item/1 HTTP/1.1\r\nHost: x\r\nX-Long: {long}");
+    // It need not read all of it.
+    let _ = stream.write_all(head.as_bytes()).await;
+    let said = rest(&mut stream).await;
+    assert!(said.is_empty() || said.starts_with("HTTP/1.1 431") || said.starts_with("HTTP/1.1 400"), "{said}");
+    app.get("/api/item/1").await.expect(200);
+}
+
+#[tokio::test]
 async fn a_body_that_drips_is_refused_and_its_connection_closed() {
     let world = World::new(GATED).await;
     let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 500ms }\n";
