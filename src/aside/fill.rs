@@ -130,6 +130,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
             waiting.retain(|(led, _)| !led.pilot.is_deserted());
+            if waiting.is_empty() {
+                return;
+            }
             let covers: Vec<u32> = waiting.iter().map(|(led, _)| led.pilot.advance()).collect();
             let places: Vec<Place<'_>> = waiting.iter().map(|(led, _)| led.target.place()).collect();
             let Ok(lookups) = self.core.asked("get_many", self.core.cache.read_many(&places)).await else {
