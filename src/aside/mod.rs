@@ -16,6 +16,7 @@ mod answer;
 mod audit;
 mod fill;
 mod flight;
+mod guard;
 mod invalidate;
 mod read;
 mod read_many;
@@ -35,6 +36,7 @@ use tokio::runtime::Handle;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
+pub use guard::Guard;
 use refresh::Refreshes;
 use top::Top;
 pub use top::{Outstanding, Standing};
@@ -88,6 +90,8 @@ impl<C: Clone, S> Clone for Aside<C, S> {
 struct Core<C, S> {
     cache: C,
     store: S,
+    /// Whether the store is asked.
+    guard: Guard,
     flights: Flights,
     refreshes: Refreshes,
     limits: Limits,
@@ -118,6 +122,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let core = Core {
             cache: cache.clone(),
             store,
+            guard: Guard::default(),
             flights,
             refreshes: Refreshes::new(limits.refreshes),
             limits,
@@ -135,6 +140,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// The store behind the cache.
     pub fn store(&self) -> &S {
         &self.core.store
+    }
+
+    /// What stands before the store.
+    pub fn guard(&self) -> &Guard {
+        &self.core.guard
     }
 
     /// The cache.

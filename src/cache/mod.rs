@@ -42,6 +42,7 @@ use entry::{Entry, Fence, Held};
 pub use node::{AnyNode, Looked, Node, Step};
 
 use crate::catalog::Mapping;
+use crate::shield::State;
 
 /// Where an entry is kept, and what its value must be the shape of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,7 +187,7 @@ impl Inspection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CacheError {
     /// No connection that can be used now.
-    #[error("no connection to the cache")]
+    #[error("no connection to the cache that answers")]
     Disconnected,
     /// No answer in time.
     #[error("the cache did not answer in time")]
@@ -282,6 +283,8 @@ pub struct Memory {
     pub health: Result<(), CacheError>,
     /// How far behind the database it is at most, in milliseconds; `None` where nobody knows.
     pub staleness: Option<u64>,
+    /// Whether it is asked; `None` for a memory in this process.
+    pub breaker: Option<State>,
 }
 
 /// The memory of a running service, chosen once from the URL's scheme.
@@ -414,12 +417,10 @@ impl AnyCache {
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.memories(),
             #[cfg(feature = "memcached")]
-            Self::Memcached(cache) => {
-                let address = cache.address().to_owned();
-                vec![Memory { address, health: cache.health(), staleness: cache.staleness() }]
-            }
+            Self::Memcached(cache) => vec![cache.memory()],
             Self::Memory(cache) => {
-                vec![Memory { address: "memory".into(), health: cache.health(), staleness: cache.staleness() }]
+                let (health, staleness) = (cache.health(), cache.staleness());
+                vec![Memory { address: "memory".into(), health, staleness, breaker: None }]
             }
         }
     }
@@ -435,6 +436,20 @@ impl AnyCache {
             #[cfg(feature = "memcached")]
             Self::Memcached(_) => false,
             Self::Memory(cache) => cache.in_process(key),
+        }
+    }
+
+    /// The breakers, by what they are called in metrics: a server by its engine, the nodes of a cluster by their addresses. A
+    /// cluster of which no node is known yet is one that can't be asked.
+    #[must_use]
+    pub fn breakers(&self, memories: &[Memory]) -> Vec<(String, State)> {
+        let named = |name: &str, memory: &Memory| Some((name.to_owned(), memory.breaker?));
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Cluster(_) if memories.is_empty() => vec![(self.engine().to_owned(), State::Open)],
+            #[cfg(feature = "redis")]
+            Self::Cluster(_) => memories.iter().filter_map(|memory| named(&memory.address, memory)).collect(),
+            _ => memories.iter().filter_map(|memory| named(self.engine(), memory)).collect(),
         }
     }
 

@@ -115,7 +115,9 @@ fn judge(config: &Config) -> Result<(), Fault> {
 }
 
 fn server(server: &Server) -> Result<(), Fault> {
-    for (key, number) in [("max_batch", server.max_batch), ("max_body", server.max_body)] {
+    for (key, number) in
+        [("max_batch", server.max_batch), ("max_body", server.max_body), ("max_connections", server.max_connections)]
+    {
         if number == 0 {
             return fault(&["server", key], "must be at least 1");
         }

@@ -10,6 +10,7 @@ mod nodes;
 mod servers;
 
 mod access;
+mod breakers;
 mod cache_suite;
 mod cli;
 mod cluster;
@@ -22,6 +23,7 @@ mod memcached;
 mod mysql;
 mod oracle;
 mod outages;
+mod overload;
 mod queries;
 mod reads;
 mod refresh;

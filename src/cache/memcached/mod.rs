@@ -35,7 +35,7 @@ use self::steps::{Terms, wall_ms};
 use self::wire::{Batch, If, Reply};
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held, Marks};
-use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
+use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
 
@@ -103,6 +103,17 @@ impl MemcachedCache {
     pub async fn settled(&self, patience: Duration) {
         let away = |lane: &Lane| !lane.untried() && lane.live.load().is_none();
         self.lane.turned(patience, |lane| self.health().is_ok() || away(lane)).await;
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory {
+            address: self.address().to_owned(),
+            health: self.health(),
+            staleness: self.staleness(),
+            breaker: Some(self.lane.breaker.state()),
+        }
     }
 
     /// How far behind the database this memory is at most, in milliseconds; `None` where that is not known.
@@ -213,9 +224,12 @@ impl MemcachedCache {
     /// All round trips of one operation together, within its time.
     async fn within<T>(&self, steps: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
         let outcome = tokio::time::timeout(self.shared.timeout, steps).await.unwrap_or(Err(CacheError::TimedOut));
-        if matches!(outcome, Err(CacheError::Disconnected)) {
+        match outcome {
+            Ok(_) => self.lane.breaker.answered(),
+            Err(CacheError::TimedOut) => self.lane.timed_out(),
             // Its supervisor makes another at once.
-            self.lane.wake.notify_one();
+            Err(CacheError::Disconnected) => self.lane.wake.notify_one(),
+            Err(_) => {}
         }
         outcome
     }

@@ -83,7 +83,12 @@ impl RedisCache {
     /// How it is.
     #[must_use]
     pub fn memory(&self) -> Memory {
-        Memory { address: self.address().to_owned(), health: self.health(), staleness: self.staleness() }
+        Memory {
+            address: self.address().to_owned(),
+            health: self.health(),
+            staleness: self.staleness(),
+            breaker: Some(self.lane.breaker.state()),
+        }
     }
 
     /// What brings this memory up to date; `None` where nobody is to.
@@ -268,8 +273,13 @@ impl RedisCache {
 
     async fn ask(&self, live: &Live, cmd: Cmd) -> Result<Value, CacheError> {
         match live.conn.clone().send_packed_command(&cmd).await {
-            Ok(Value::ServerError(error)) => Err(self.refused(error.code())),
-            Ok(value) => Ok(value),
+            Ok(reply) => {
+                self.lane.breaker.answered();
+                match reply {
+                    Value::ServerError(error) => Err(self.refused(error.code())),
+                    value => Ok(value),
+                }
+            }
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -278,8 +288,10 @@ impl RedisCache {
     async fn ask_all(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
         let count = pipe.len();
         match live.conn.clone().send_packed_commands(pipe, 0, count).await {
-            Ok(values) if values.len() == count => Ok(values),
-            Ok(_) => Err(CacheError::Refused),
+            Ok(values) => {
+                self.lane.breaker.answered();
+                if values.len() == count { Ok(values) } else { Err(CacheError::Refused) }
+            }
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -308,6 +320,7 @@ impl RedisCache {
 
     fn failed(&self, error: &redis::RedisError) -> CacheError {
         if error.is_timeout() {
+            self.lane.timed_out();
             return CacheError::TimedOut;
         }
         if error.is_unrecoverable_error() || error.is_connection_dropped() {
