@@ -78,6 +78,14 @@ impl Store for Script {
         Ok((resource, Vec::new()))
     }
 
+    async fn keys(&self, _: &Resource, _: Option<&Key>, _: usize) -> Result<Vec<Key>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn is_pressed(&self) -> bool {
+        false
+    }
+
     async fn captured(&self, _: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         Ok(Vec::new())
     }

@@ -58,6 +58,10 @@ pub struct Statements {
     pub rows: String,
     /// One per declared list, in their order.
     pub lists: Vec<String>,
+    /// A page of keys, in the order of the key: the first.
+    pub first_keys: String,
+    /// The page that begins after a key.
+    pub next_keys: String,
 }
 
 /// One column of an ORDER BY, as a position in the table.

@@ -16,6 +16,7 @@ pub mod loader;
 mod changes;
 #[cfg(feature = "rounds")]
 mod feed;
+mod keys;
 mod write;
 
 use std::error::Error;
@@ -30,6 +31,7 @@ use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 pub use changes::{Captured, Change, Owed, Wanted};
 #[cfg(feature = "rounds")]
 pub use feed::AnyFeed;
+pub use keys::Keys;
 pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
 /// One row, as the database wrote it.
@@ -168,6 +170,20 @@ pub trait Store: Load {
         write: Write,
         last: &LastWord,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send;
+
+    /// The keys of a page of at most so many rows, in the order of the key: of the first, or of those after a key. Read
+    /// from the primary. An empty page is the end; where rows share a key, it may come again in a page.
+    ///
+    /// [`Keys`] walks through all of them.
+    fn keys(
+        &self,
+        resource: &Resource,
+        after: Option<&Key>,
+        most: usize,
+    ) -> impl Future<Output = Result<Vec<Key>, StoreError>> + Send;
+
+    /// Whether requests wait for a connection now: whatever can wait should.
+    fn is_pressed(&self) -> bool;
 
     /// How far changes of these tables by anybody are captured, in their order.
     fn captured(&self, wanted: &[Wanted]) -> impl Future<Output = Result<Vec<Captured>, StoreError>> + Send;
@@ -325,6 +341,14 @@ impl Store for AnyStore {
 
     async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
         each!(self, store => store.write(resource, write, last))
+    }
+
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Vec<Key>, StoreError> {
+        each!(self, store => store.keys(resource, after, most))
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

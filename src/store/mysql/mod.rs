@@ -243,6 +243,20 @@ impl Store for MysqlStore {
         write::run(self, resource, write, last).await
     }
 
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Vec<Key>, StoreError> {
+        let (sql, mut params) = match after {
+            Some(key) => (&resource.statements.next_keys, sql::after(resource, key)?),
+            None => (&resource.statements.first_keys, Vec::new()),
+        };
+        params.push(Value::UInt(most as u64));
+        let (found, _) = self.fetch(sql, params).await?;
+        Ok(found.iter().map(|row| sql::key(resource, row)).collect())
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
+    }
+
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         self.captures(wanted).await
     }

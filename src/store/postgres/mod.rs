@@ -403,6 +403,22 @@ impl Store for PostgresStore {
         write::run(self, resource, write, last).await
     }
 
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Vec<Key>, StoreError> {
+        let statements = &resource.statements;
+        let sql = if after.is_some() { &statements.next_keys } else { &statements.first_keys };
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![&most];
+        params.extend(
+            after.into_iter().flat_map(Key::parts).map(|part| part as &(dyn tokio_postgres::types::ToSql + Sync)),
+        );
+        let (found, _) = self.query(sql, &params).await?;
+        sql::keys(resource, &found).map_err(error)
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
+    }
+
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
         self.captures(wanted).await
     }
