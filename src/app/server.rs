@@ -15,7 +15,7 @@ use super::{Watches, serve};
 use crate::cache::AnyCache;
 use crate::catalog::Policy;
 use crate::config::Config;
-use crate::http::{self, Front, Gate, Settings};
+use crate::http::{self, Front, Gate, Settings, Underway};
 use crate::served::{Health, Served};
 use crate::store::AnyStore;
 use crate::telemetry::Metrics;
@@ -56,6 +56,7 @@ impl App {
                 not_built_yet: config.not_built_yet(),
             }),
             health,
+            underway: Underway::new(config.database.pool_size),
         };
         let management = server.management_listen.filter(|address| *address != server.listen);
         let mut servers = Vec::new();

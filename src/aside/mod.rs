@@ -21,6 +21,8 @@ mod read;
 mod read_many;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "server")]
+mod warm;
 mod write;
 mod writes;
 
@@ -32,6 +34,8 @@ use tokio::runtime::Handle;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
+#[cfg(feature = "server")]
+pub use warm::{Counts, RATE, Share, Tally, Warming, batches};
 pub use write::Wrote;
 pub use writes::Writes;
 

@@ -260,6 +260,15 @@ impl Resource {
         Ok(self.row_of(Key::parse(self.key_columns(), texts)?))
     }
 
+    /// Parses a row's key as it is spelled in cache keys: `7,2`, with a comma inside one of several parts as `%2C`.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] where no row can have it.
+    pub fn row_spelled(self: &Arc<Self>, spelled: &str) -> Result<Target, KeyError> {
+        self.row(Key::texts(spelled, self.key.len())?)
+    }
+
     /// The target of a key that is canonical already.
     #[must_use]
     pub fn row_of(self: &Arc<Self>, key: Key) -> Target {

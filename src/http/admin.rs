@@ -1,11 +1,11 @@
-//! `/admin/cache`: what the cache holds, and dropping it.
+//! `/admin`: what the cache holds, dropping it, and filling it.
 
 use actix_web::http::Method;
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::front::Front;
 use super::problem::Problem;
-use super::{keys, queries};
+use super::{keys, queries, warm};
 use crate::config::Scope;
 
 /// Any method on any path under `/admin`.
@@ -17,6 +17,7 @@ pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: w
         ["cache", "queries", _] => "/admin/cache/queries/{name}",
         ["cache", _] => "/admin/cache/{resource}",
         ["cache", _, _] => "/admin/cache/{resource}/{key}",
+        ["warm", _] => "/admin/warm/{resource}",
         _ => "_unmatched",
     };
     let work = async {
@@ -41,6 +42,10 @@ pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: w
             ["cache", resource, key] => {
                 grant.need(Scope::Admin)?;
                 entry(&front, &request, resource, key).await
+            }
+            ["warm", resource] => {
+                grant.need(Scope::Admin)?;
+                warm::handle(&front, &request, payload, resource).await
             }
             _ => Err(Problem::not_found("there is nothing here; entries are at /admin/cache/{resource}/{key}")),
         }

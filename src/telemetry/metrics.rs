@@ -158,6 +158,7 @@ pub struct Metrics {
     staleness: GaugeVec,
     untrusted: CounterVec,
     consistency_checks: IntCounterVec,
+    warmed: IntCounterVec,
     /// `cache_aside_capture_complete{resource}`
     pub capture: IntGaugeVec,
     hit_ratio: GaugeVec,
@@ -308,6 +309,12 @@ impl Metrics {
                 "cache_aside_consistency_checks_total",
                 "Entries that the auditor compared with the database; stale ones are a broken promise",
                 &["resource", "result"],
+            )?,
+            warmed: counters(
+                registry,
+                "cache_aside_warmed_keys_total",
+                "Keys that were warmed, by what became of them; they are not among the requests",
+                &["resource", "outcome"],
             )?,
             capture: register(
                 registry,
@@ -476,6 +483,11 @@ impl Metrics {
     /// Counts an entry that was compared with the database.
     pub fn consistency_check(&self, resource: &str, result: &str) {
         self.consistency_checks.with_label_values(&[resource, result]).inc();
+    }
+
+    /// Counts a key that was warmed: `filled`, `present`, `absent` or `failed`.
+    pub fn warmed(&self, resource: &str, outcome: &str) {
+        self.warmed.with_label_values(&[resource, outcome]).inc();
     }
 
     /// Counts entries that a round invalidated.

@@ -33,4 +33,5 @@ mod telemetry;
 mod tls;
 mod valkey;
 mod wal;
+mod warm;
 mod writes;
