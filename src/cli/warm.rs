@@ -282,13 +282,8 @@ impl Lines {
 /// Counts lines.
 fn count(from: &mut impl BufRead) -> std::io::Result<u64> {
     let mut lines = 0;
-    let mut ends = true;
-    loop {
-        let some = from.fill_buf()?;
-        let Some(last) = some.last() else { return Ok(lines + u64::from(!ends)) };
-        lines += some.iter().filter(|byte| **byte == b'\n').count() as u64;
-        ends = *last == b'\n';
-        let length = some.len();
-        from.consume(length);
+    while from.skip_until(b'\n')? > 0 {
+        lines += 1;
     }
+    Ok(lines)
 }

@@ -27,8 +27,14 @@ pub(super) async fn json<T: DeserializeOwned>(
     payload: web::Payload,
 ) -> Result<T, Problem> {
     let bytes = bytes(front, request, payload, false).await?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Problem::bad_request(format!("the body is not as expected: {error}")))
+    let json = &mut serde_json::Deserializer::from_slice(&bytes);
+    let read = serde_path_to_error::deserialize(&mut *json).map_err(|error| match error.path().to_string() {
+        whole if whole == "." => error.into_inner().to_string(),
+        path => format!("{path}: {}", error.into_inner()),
+    });
+    // After what was expected there must be nothing more.
+    let read = read.and_then(|read| json.end().map(|()| read).map_err(|error| error.to_string()));
+    read.map_err(|words| Problem::bad_request(format!("the body is not as expected: {words}")))
 }
 
 async fn bytes(front: &Front, request: &HttpRequest, payload: web::Payload, merge: bool) -> Result<Vec<u8>, Problem> {
