@@ -33,7 +33,15 @@ async fn cached(app: &App, paths: impl Iterator<Item = String>) -> usize {
 
 #[tokio::test]
 async fn all_rows_are_warmed_from_the_command_line_without_a_service_and_found_by_one() {
-    let world = World::new(ROWS).await;
+    all_rows(World::new(ROWS).await).await;
+}
+
+#[tokio::test]
+async fn the_same_where_changes_are_decoded_from_the_log() {
+    all_rows(World::decoding(ROWS).await).await;
+}
+
+async fn all_rows(world: World) {
     let config = world.config(CONFIG);
     migrate(&config);
     let first = command(&config, &["warm", "item", "--all", "--rate", "0"]);
