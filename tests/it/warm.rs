@@ -49,7 +49,8 @@ async fn all_rows(world: World) {
     assert!(said(&first).contains("item: 2500 filled, 0 already there, 0 absent, 0 failed, in "), "{}", said(&first));
     // A service that starts later: nothing has changed, so all of it is still true.
     let app = world.app(CONFIG).await;
-    assert_eq!(cached(&app, (1..=2500).step_by(83).map(|id| format!("/api/item/{id}"))).await, 31);
+    app.until("warm", async |app| cached(app, (1..=2500).step_by(83).map(|id| format!("/api/item/{id}"))).await == 31)
+        .await;
     assert_eq!(app.metric("cache_aside_store_queries_total{operation=\"row\",resource=\"item\"}").await, 0);
     // Beside it: what is there is not loaded again, and what was changed or dropped is.
     app.patch("/api/item/5", r#"{"v":-5}"#).await.expect(200);
@@ -80,7 +81,7 @@ async fn keys_of_a_file_are_warmed_and_bad_lines_named() {
     }
     let app = world.app(CONFIG).await;
     let paths = ["7,2", "7,a%2Cb", "8,100%25"].map(|key| format!("/api/line/{key}"));
-    assert_eq!(cached(&app, paths.into_iter()).await, 3);
+    app.until("warm", async |app| cached(app, paths.iter().cloned()).await == 3).await;
 
     let mut piped = Command::new(env!("CARGO_BIN_EXE_cache-aside"));
     let mut config_file = tempfile::NamedTempFile::with_suffix(".yaml").expect("a file can be made");
@@ -191,7 +192,8 @@ async fn a_service_warms_itself_and_tells_how_it_goes() {
     let (first, last) = (&lines[0], &lines[lines.len() - 1]);
     assert!(lines.len() >= 2 && first["done"] == false && last["done"] == true, "{lines:?}");
     assert_eq!((&last["filled"], &last["present"]), (&2497.into(), &3.into()), "{last}");
-    assert_eq!(cached(&app, (1..=2500).step_by(83).map(|id| format!("/api/item/{id}"))).await, 31);
+    app.until("warm", async |app| cached(app, (1..=2500).step_by(83).map(|id| format!("/api/item/{id}"))).await == 31)
+        .await;
     // A warm is no request: the ratio is that of readers.
     let text = app.get("/metrics").await.text;
     assert!(text.contains(r#"cache_aside_requests_total{resource="item",result="miss",tier="database"} 0"#), "{text}");
