@@ -3,6 +3,8 @@
 #[cfg(feature = "store")]
 mod bind;
 #[cfg(feature = "server")]
+mod filters;
+#[cfg(feature = "server")]
 mod server;
 #[cfg(feature = "store")]
 mod watches;

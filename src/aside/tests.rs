@@ -78,8 +78,8 @@ impl Store for Script {
         Ok((resource, Vec::new()))
     }
 
-    async fn keys(&self, _: &Resource, _: Option<&Key>, _: usize) -> Result<Vec<Key>, StoreError> {
-        Ok(Vec::new())
+    async fn keys(&self, _: &Resource, _: Option<&Key>, _: usize) -> Result<Page, StoreError> {
+        Ok(Page::default())
     }
 
     fn is_pressed(&self) -> bool {

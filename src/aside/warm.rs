@@ -204,7 +204,7 @@ impl<C, S: Store> Walk<C, S> {
             let page = self.keys.next(&self.core.store, &self.resource).await;
             self.core.metrics.store_query(&self.resource.name, "keys", started.elapsed());
             match (page, pause) {
-                (Ok(keys), _) => return Ok(keys.into_iter().map(|key| self.resource.row_of(key)).collect()),
+                (Ok(page), _) => return Ok(page.keys.into_iter().map(|key| self.resource.row_of(key)).collect()),
                 (Err(error), Some(pause)) if error.is_outage() => {
                     tracing::debug!(resource = %self.resource.name, %error, "a page of keys is asked for again");
                     tokio::time::sleep(pause).await;

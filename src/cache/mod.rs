@@ -54,6 +54,8 @@ pub struct Place<'a> {
     pub groups: &'a [String],
     /// How long an in-process tier may hold it; zero: not at all.
     pub local_ttl: Duration,
+    /// A filter in the process may say that there is no such row.
+    pub filtered: bool,
     /// Writers hold such entries while they commit; one that can't be known to be current is never used.
     pub strict: bool,
 }

@@ -128,6 +128,8 @@ pub struct Resource {
     pub late: bool,
     /// Whether changes by others are seen. Where they aren't and should be, nothing is cached.
     pub capture: Capture,
+    /// Keys that no row has are answered by a filter, if all that it needs is there.
+    pub filter: bool,
 }
 
 /// Whether changes by others are seen.
@@ -178,6 +180,7 @@ impl Resource {
             hold: false,
             late: false,
             capture: Capture::Off,
+            filter: false,
         }
     }
 
@@ -209,6 +212,35 @@ impl Resource {
     #[must_use]
     pub fn exact_key(&self) -> bool {
         self.key_columns().all(|column| column.exact)
+    }
+
+    /// What keeps a filter from telling which rows there are.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none, in words.
+    pub fn filterable(&self) -> Result<(), &'static str> {
+        if self.table.is_view || !self.depends_on.is_empty() {
+            Err("needs a table of its own, whose changes name the rows: neither a view nor depends_on")
+        } else if !self.exact_key() {
+            Err("needs a key whose equal values have one text alone")
+        } else if self.policy.negative_ttl.is_zero() {
+            Err("needs a negative_ttl: with 0s \"not found\" is not to be remembered")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a filter may answer for its rows now.
+    #[must_use]
+    pub fn is_filtered(&self) -> bool {
+        self.filter && self.capture == Capture::On && self.filterable().is_ok()
+    }
+
+    /// What the cache keys of its rows start with.
+    #[must_use]
+    pub fn row_prefix(&self) -> String {
+        self.entry(":")
     }
 
     /// Whether this kind of write was declared.

@@ -75,7 +75,7 @@ pub(super) fn run(file: Option<&Path>, env: &Env, options: &Options) -> ExitCode
 }
 
 /// Whether all of it is in the cache now.
-async fn warm(config: Config, is_demo: bool, options: &Options) -> anyhow::Result<bool> {
+async fn warm(mut config: Config, is_demo: bool, options: &Options) -> anyhow::Result<bool> {
     let name = &options.resource;
     let cache = open_cache(&config)?;
     if let AnyCache::Memory(_) = cache {
@@ -95,6 +95,8 @@ async fn warm(config: Config, is_demo: bool, options: &Options) -> anyhow::Resul
         resource.capture != Capture::Lacking,
         "changes of {name} are not captured: it is served past the cache until cache-aside migrate has run"
     );
+    // Nobody asks here for rows that are not there.
+    config.resources.values_mut().for_each(|resource| resource.filter = false);
     let config = Arc::new(config);
     let served = serve(&config, store, cache, Arc::new(Metrics::new()?));
     let watches = Watches::start(&served, &config);

@@ -3,7 +3,7 @@
 //! A row that is there from the beginning to the end of the walk is met; of one that comes or goes meanwhile nothing is
 //! promised.
 
-use super::{Store, StoreError};
+use super::{Page, Store, StoreError};
 use crate::catalog::{Key, Resource};
 
 /// Where a walk is.
@@ -29,10 +29,10 @@ impl Keys {
     ///
     /// [`StoreError`]; also where the walk comes by a key that it has passed, because the database can't find the place of
     /// one of its own keys again (a float that was rounded, text that is no UTF-8).
-    pub async fn next<S: Store>(&mut self, store: &S, resource: &Resource) -> Result<Vec<Key>, StoreError> {
-        let mut keys = store.keys(resource, self.after.as_ref(), self.page).await?;
-        keys.dedup();
-        let Some(last) = keys.last() else { return Ok(keys) };
+    pub async fn next<S: Store>(&mut self, store: &S, resource: &Resource) -> Result<Page, StoreError> {
+        let mut page = store.keys(resource, self.after.as_ref(), self.page).await?;
+        page.keys.dedup();
+        let Some(last) = page.keys.last() else { return Ok(page) };
         // Remembering one key after 1, 2, 4, 8… pages finds any circle (R. P. Brent, "An improved Monte Carlo factorization
         // algorithm", 1980).
         if self.passed.as_ref() == Some(last) {
@@ -43,6 +43,6 @@ impl Keys {
             self.passed = Some(last.clone());
         }
         self.after = Some(last.clone());
-        Ok(keys)
+        Ok(page)
     }
 }

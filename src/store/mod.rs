@@ -54,6 +54,15 @@ pub struct Batch {
     pub origin: u64,
 }
 
+/// Keys of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// In their order.
+    pub keys: Vec<Key>,
+    /// As in [`Batch`].
+    pub origin: u64,
+}
+
 /// A result has no more rows than this, and no more bytes but for its last row: it is cut there.
 pub const RESULT_ROWS: usize = 10_000;
 /// See [`RESULT_ROWS`].
@@ -180,7 +189,7 @@ pub trait Store: Load {
         resource: &Resource,
         after: Option<&Key>,
         most: usize,
-    ) -> impl Future<Output = Result<Vec<Key>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
     /// Whether requests wait for a connection now: whatever can wait should.
     fn is_pressed(&self) -> bool;
@@ -343,7 +352,7 @@ impl Store for AnyStore {
         each!(self, store => store.write(resource, write, last))
     }
 
-    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Vec<Key>, StoreError> {
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
         each!(self, store => store.keys(resource, after, most))
     }
 

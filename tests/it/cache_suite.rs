@@ -16,7 +16,7 @@ use crate::servers::{Kind, Memcached, Redis};
 const LOCK: Duration = Duration::from_secs(30);
 
 fn place(key: &str) -> Place<'_> {
-    Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false }
+    Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, filtered: false, strict: false }
 }
 
 fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
@@ -167,8 +167,15 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let lookups = cache.read_many(&places).await.expect("it answers");
     assert!(lookups.iter().all(|lookup| matches!(lookup, Lookup::Fresh(_))));
 
-    let kept =
-        Place { key: &key("kept"), resource: "users", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false };
+    let kept = Place {
+        key: &key("kept"),
+        resource: "users",
+        shape: 1,
+        groups: &[],
+        local_ttl: Duration::ZERO,
+        filtered: false,
+        strict: false,
+    };
     let Lease::Fill { ticket: held, .. } =
         cache.lease(&[kept], LOCK, Duration::ZERO).await.expect("it answers").remove(0)
     else {

@@ -21,6 +21,7 @@ mod memcached;
 mod mysql;
 mod oracle;
 mod outages;
+mod penetration;
 mod queries;
 mod reads;
 mod refresh;

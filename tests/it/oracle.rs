@@ -81,7 +81,15 @@ fn lasting(byte: u8) -> Fill {
 
 /// Runs a case on both sides, and compares every answer.
 async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCaseError> {
-    let place = Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false };
+    let place = Place {
+        key,
+        resource: "fruit",
+        shape: 1,
+        groups: &[],
+        local_ttl: Duration::ZERO,
+        filtered: false,
+        strict: false,
+    };
     let writers = [Fence::new().expect("randomness"), Fence::new().expect("randomness")];
     let mut tickets: Vec<Ticket> = Vec::new();
     let mut model: Entry<u8> = Entry::Absent;

@@ -126,7 +126,7 @@ async fn contract(shelf: &Shelf) {
 async fn walk(shelf: &Shelf, resource: &str, page: usize) -> Vec<Key> {
     let (resource, mut all, mut walk) = (shelf.resource(resource), Vec::new(), Keys::new(page));
     loop {
-        let keys = walk.next(&shelf.store, &resource).await.expect("it answers");
+        let keys = walk.next(&shelf.store, &resource).await.expect("it answers").keys;
         assert!(keys.len() <= page, "{keys:?}");
         if keys.is_empty() {
             return all;

@@ -15,6 +15,7 @@ use quick_cache::sync::Cache as Map;
 use redis::aio::MultiplexedConnection;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::filter::{Filter, Filters};
 use super::lane::{Deadlines, Live};
 use super::look::look;
 use super::shared::{Shared, now_ms};
@@ -32,6 +33,8 @@ pub(super) struct Local {
     caught: RwLock<Caught>,
     /// The connection that follows the node; its deadline is this tier's.
     live: ArcSwapOption<Live>,
+    /// What rows there are: kept right by the same batches.
+    pub(super) filters: Filters,
 }
 
 /// A moment in the life of the tier.
@@ -70,6 +73,7 @@ impl Local {
             map: Map::with_weighter((max_bytes / 1024).max(16), max_bytes as u64, Weight),
             caught: RwLock::default(),
             live: ArcSwapOption::empty(),
+            filters: Filters::default(),
         });
         tokio::spawn(follow(Arc::clone(shared), Arc::downgrade(&local)));
         local
@@ -118,6 +122,22 @@ impl Local {
         for key in keys {
             self.map.remove(*key);
         }
+        self.filters.insert(keys);
+    }
+
+    /// Begins a filter: it takes the keys of all batches after this moment. `None`: nobody follows the node now.
+    pub(super) fn begin(&self, resource: &str, filter: Filter) -> Option<Arc<Filter>> {
+        let caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
+        caught.batch?;
+        let filter = Arc::new(filter);
+        self.filters.register(resource, Arc::clone(&filter));
+        Some(filter)
+    }
+
+    /// A filter has all keys that there were when it was begun; false: it missed something since.
+    pub(super) fn complete(&self, resource: &str, filter: &Arc<Filter>) -> bool {
+        let _caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
+        self.filters.complete(resource, filter)
     }
 
     /// Lets go of what the node holds a later value of. What is here is no less right, but it ends sooner.
@@ -135,8 +155,14 @@ impl Local {
         let mut caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
         (caught.batch, caught.life) = (batch, life);
         match keys {
-            Some(keys) => keys.iter().for_each(|key| drop(self.map.remove(key))),
-            None => self.map.clear(),
+            Some(keys) => {
+                keys.iter().for_each(|key| drop(self.map.remove(key)));
+                self.filters.insert(keys);
+            }
+            None => {
+                self.map.clear();
+                self.filters.clear();
+            }
         }
     }
 }

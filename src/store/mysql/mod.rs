@@ -35,7 +35,7 @@ pub use self::feed::Feed;
 use self::pool::Pool;
 use self::refusal::{Failure, meaning, unreachable};
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Page, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
 };
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 use crate::config;
@@ -243,14 +243,14 @@ impl Store for MysqlStore {
         write::run(self, resource, write, last).await
     }
 
-    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Vec<Key>, StoreError> {
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
         let (sql, mut params) = match after {
             Some(key) => (&resource.statements.next_keys, sql::after(resource, key)?),
             None => (&resource.statements.first_keys, Vec::new()),
         };
         params.push(Value::UInt(most as u64));
-        let (found, _) = self.fetch(sql, params).await?;
-        Ok(found.iter().map(|row| sql::key(resource, row)).collect())
+        let (found, origin) = self.fetch(sql, params).await?;
+        Ok(Page { keys: found.iter().map(|row| sql::key(resource, row)).collect(), origin })
     }
 
     fn is_pressed(&self) -> bool {

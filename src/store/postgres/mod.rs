@@ -37,7 +37,7 @@ pub use self::feed::Feed;
 use self::replica::Replica;
 pub use self::wal::Decoder;
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Page, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
 };
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 use crate::config;
@@ -403,7 +403,7 @@ impl Store for PostgresStore {
         write::run(self, resource, write, last).await
     }
 
-    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Vec<Key>, StoreError> {
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
         let statements = &resource.statements;
         let sql = if after.is_some() { &statements.next_keys } else { &statements.first_keys };
         let most = i64::try_from(most).unwrap_or(i64::MAX);
@@ -411,8 +411,8 @@ impl Store for PostgresStore {
         params.extend(
             after.into_iter().flat_map(Key::parts).map(|part| part as &(dyn tokio_postgres::types::ToSql + Sync)),
         );
-        let (found, _) = self.query(sql, &params).await?;
-        sql::keys(resource, &found).map_err(error)
+        let (found, origin) = self.query(sql, &params).await?;
+        Ok(Page { keys: sql::keys(resource, &found).map_err(error)?, origin })
     }
 
     fn is_pressed(&self) -> bool {

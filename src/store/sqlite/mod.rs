@@ -19,7 +19,8 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Page, Row, Rows, Store, StoreError, Wanted, Write, WriteError,
+    Written,
 };
 use crate::catalog::{Column, Image, Key, Kind, Param, Problem, Resource, Statements, Table, TableName};
 use crate::config;
@@ -225,12 +226,7 @@ fn pages(resource: &Resource) -> (String, String) {
 }
 
 /// Reads a page of keys.
-fn keys(
-    connection: &Connection,
-    resource: &Resource,
-    after: Option<&Key>,
-    most: usize,
-) -> Result<Vec<Key>, StoreError> {
+fn keys(connection: &Connection, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
     let statements = &resource.statements;
     let sql = if after.is_some() { &statements.next_keys } else { &statements.first_keys };
     let mut statement = connection.prepare_cached(sql)?;
@@ -244,7 +240,7 @@ fn keys(
         let parts = resource.key_columns().enumerate().map(text).collect::<rusqlite::Result<_>>()?;
         keys.push(Key::from_database(parts));
     }
-    Ok(keys)
+    Ok(Page { keys, origin: 0 })
 }
 
 /// What is read of a row.
@@ -370,7 +366,7 @@ impl Store for SqliteStore {
         self.with(&self.inner.writer, move |connection| write::run(connection, &resource, &write, ask)).await
     }
 
-    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Vec<Key>, StoreError> {
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
         let (resource, after) = (resource.clone(), after.cloned());
         self.with(&self.inner.readers, move |connection| keys(connection, &resource, after.as_ref(), most)).await
     }
