@@ -5,7 +5,7 @@
 //! is built and after. So once it is built it has every key that there was in the state of the database that the tier has
 //! caught up with; what it lacks was not there then. Keys of deleted rows stay, and so do a few that it only seems to
 //! have: those are asked for. A batch that is missing or says "anything", another life of the node, another generation of
-//! the resource: the filter goes.
+//! the resource: the filter goes. A lost connection only silences it until it was told of all that it missed.
 //!
 //! The bits are a split block Bloom filter: eight bits for a key, all in one cache line (Putze, Sanders and Singler,
 //! "Cache-, Hash- and Space-Efficient Bloom Filters", 2007; salts as in the specification of Apache Parquet).
