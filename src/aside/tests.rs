@@ -13,7 +13,9 @@ use crate::cache::memory::MemoryCache;
 use crate::cache::{Cache, Lookup};
 use crate::catalog::{self, Column, Image, Key, Kind, Param, Problem, Resource, Table, TableName, Target, What};
 use crate::config::{self, Defaults};
-use crate::store::{Batch, Captured, LastWord, Load, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
+use crate::store::{
+    Batch, Captured, LastWord, Load, Page, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+};
 use crate::telemetry::Metrics;
 
 /// What the next load does; each takes a second.

@@ -163,15 +163,14 @@ impl Local {
     fn advance(&self, batch: u64, life: u64, keys: Option<&[String]>) {
         let mut caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
         (caught.batch, caught.life) = (Some(batch), life);
-        match keys {
-            Some(keys) => {
-                keys.iter().for_each(|key| drop(self.map.remove(key)));
-                self.filters.insert(keys);
+        if let Some(keys) = keys {
+            for key in keys {
+                self.map.remove(key);
             }
-            None => {
-                self.map.clear();
-                self.filters.clear();
-            }
+            self.filters.insert(keys);
+        } else {
+            self.map.clear();
+            self.filters.clear();
         }
     }
 }
