@@ -15,8 +15,15 @@ use deadpool_redis::{Manager, Pool};
 
 const READS: usize = 40_000;
 const ROUNDS: usize = 5;
-const PLACE: Place<'static> =
-    Place { key: "bench:1", resource: "bench", shape: 1, groups: &[], local_ttl: Duration::ZERO, filtered: false, strict: false };
+const PLACE: Place<'static> = Place {
+    key: "bench:1",
+    resource: "bench",
+    shape: 1,
+    groups: &[],
+    local_ttl: Duration::ZERO,
+    filtered: false,
+    strict: false,
+};
 
 struct Server(Child, u16);
 

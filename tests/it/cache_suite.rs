@@ -167,15 +167,8 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let lookups = cache.read_many(&places).await.expect("it answers");
     assert!(lookups.iter().all(|lookup| matches!(lookup, Lookup::Fresh(_))));
 
-    let kept = Place {
-        key: &key("kept"),
-        resource: "users",
-        shape: 1,
-        groups: &[],
-        local_ttl: Duration::ZERO,
-        filtered: false,
-        strict: false,
-    };
+    let name = key("kept");
+    let kept = Place { resource: "users", ..place(&name) };
     let Lease::Fill { ticket: held, .. } =
         cache.lease(&[kept], LOCK, Duration::ZERO).await.expect("it answers").remove(0)
     else {
