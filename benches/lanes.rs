@@ -22,6 +22,7 @@ const PLACE: Place<'static> = Place {
     groups: &[],
     local_ttl: Duration::ZERO,
     filtered: false,
+    refreshes: 0,
     strict: false,
 };
 
@@ -109,7 +110,7 @@ async fn main() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let payload = bytes::Bytes::from(vec![b'x'; 200]);
-    let lease = cache.lease(&[PLACE], Duration::from_secs(5), Duration::ZERO).await.expect("it answers").remove(0);
+    let lease = cache.lease(&[PLACE], Duration::from_secs(5)).await.expect("it answers").remove(0);
     let Lease::Fill { ticket, .. } = lease else { panic!("the key is new") };
     let (ttl, grace) = (Duration::from_hours(1), Duration::ZERO);
     let fill = Fill {

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "store")]
 mod bind;
+mod door;
 #[cfg(feature = "server")]
 mod filters;
 #[cfg(feature = "server")]

@@ -16,12 +16,15 @@ mod answer;
 mod audit;
 mod fill;
 mod flight;
+mod guard;
 mod invalidate;
 mod read;
 mod read_many;
 mod refresh;
+mod sketch;
 #[cfg(test)]
 mod tests;
+mod top;
 #[cfg(feature = "server")]
 mod warm;
 mod write;
@@ -35,7 +38,10 @@ use tokio::runtime::Handle;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
+pub use guard::Guard;
 use refresh::Refreshes;
+use top::Top;
+pub use top::{Outstanding, Standing};
 #[cfg(feature = "server")]
 pub use warm::{Counts, RATE, Share, Tally, Warming, batches};
 pub use write::Wrote;
@@ -88,6 +94,8 @@ impl<C: Clone, S> Clone for Aside<C, S> {
 struct Core<C, S> {
     cache: C,
     store: S,
+    /// Whether the store is asked.
+    guard: Guard,
     flights: Flights,
     refreshes: Refreshes,
     limits: Limits,
@@ -98,6 +106,8 @@ struct Core<C, S> {
     writes: Writes,
     warnings: Throttle,
     audit: audit::Audit,
+    /// Which entries stand out.
+    top: Top,
     /// Which changes concern what is served.
     mappings: ArcSwap<Vec<Mapping>>,
 }
@@ -116,6 +126,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let core = Core {
             cache: cache.clone(),
             store,
+            guard: Guard::default(),
             flights,
             refreshes: Refreshes::new(limits.refreshes),
             limits,
@@ -124,6 +135,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             writes,
             warnings: Throttle::default(),
             audit: audit::Audit::new(limits.audit_ratio, limits.max_staleness),
+            top: Top::default(),
             mappings: ArcSwap::default(),
         };
         Self { core: Arc::new(core), cache }
@@ -132,6 +144,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// The store behind the cache.
     pub fn store(&self) -> &S {
         &self.core.store
+    }
+
+    /// What stands before the store.
+    pub fn guard(&self) -> &Guard {
+        &self.core.guard
     }
 
     /// The cache.

@@ -94,6 +94,7 @@ impl Target {
             groups,
             local_ttl: self.policy().local_ttl,
             filtered: matches!(self.what, What::Row(_)) && self.resource.is_filtered(),
+            refreshes: 0,
             strict: self.resource.hold,
         }
     }

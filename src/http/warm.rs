@@ -31,6 +31,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What is under way when it is stopped has this long to end.
 const STOP: Duration = Duration::from_secs(1);
 
+/// The most rows that are hot.
+const HOT: usize = 256;
+
 /// What is being warmed in this process. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Underway {
@@ -85,14 +88,16 @@ pub(super) async fn handle(
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed(&["POST"]));
     }
-    let asked: Asked = body::json(front, request, payload).await?;
+    let (asked, _): (Asked, _) = body::json(front, request, payload).await?;
     let tally = Arc::new(Tally::default());
     let targets = match (asked.keys, asked.all, asked.hot) {
         (Some(keys), None, None) => Some(named(&resource, &keys, &tally)?),
         (None, Some(true), None) => None,
-        // Where the keys of `GET /admin/top` are known, they are warmed here: `Some(targets)` of those of this resource.
-        (None, None, Some(true)) => return Err(Problem::bad_request("hot: which rows are hot is not known here")),
-        _ => return Err(Problem::bad_request(r#"say which rows, in one way: {"keys":[…]} or {"all":true}"#)),
+        (None, None, Some(true)) => Some(hot(front, &resource)),
+        _ => {
+            let words = r#"say which rows, in one way: {"keys":[…]}, {"all":true} or {"hot":true}"#;
+            return Err(Problem::bad_request(words));
+        }
     };
     if resource.capture == Capture::Lacking {
         let words = "its changes are not captured, so it is served past the cache; /readyz?verbose says more";
@@ -112,6 +117,13 @@ pub(super) async fn handle(
     let mut response = HttpResponse::Ok();
     response.content_type("application/x-ndjson").insert_header((CACHE_CONTROL, "no-store"));
     Ok(response.streaming(told.lines()))
+}
+
+/// The rows that are read most at this replica; lists are left to their readers.
+fn hot(front: &Front, resource: &Arc<Resource>) -> Vec<Target> {
+    let prefix = resource.row_prefix();
+    let hot = front.aside.top(HOT).hot.into_iter().filter(|one| one.resource == resource.name);
+    hot.filter_map(|one| resource.row_spelled(one.key.strip_prefix(&prefix)?).ok()).collect()
 }
 
 /// The rows that a body names. One that no row can have is absent.

@@ -203,6 +203,27 @@ async fn a_service_warms_itself_and_tells_how_it_goes() {
 }
 
 #[tokio::test]
+async fn what_is_hot_at_a_replica_is_warmed_again_after_a_purge() {
+    let world = World::new(ROWS).await;
+    let app = world.app(CONFIG).await;
+    let none = warmed(&app, "line", r#"{"hot":true}"#).await;
+    assert_eq!(none.last().expect("there is one")["total"], 0);
+    app.until("known to be read", async |app| {
+        for key in ["7,a%2Cb", "8,100%25"] {
+            app.get(&format!("/api/line/{key}")).await.expect(200);
+        }
+        app.get("/api/item/7").await.expect(200);
+        let top = app.get("/admin/top").await.json();
+        top["hot"].as_array().is_some_and(|hot| hot.len() == 3)
+    })
+    .await;
+    app.delete("/admin/cache/line").await.expect(204);
+    let lines = warmed(&app, "line", r#"{"hot":true}"#).await;
+    let last = lines.last().expect("there is one");
+    assert_eq!((&last["done"], &last["filled"]), (&true.into(), &2.into()), "{last}");
+}
+
+#[tokio::test]
 async fn malformed_wishes_are_refused_with_a_word_on_what_is_wrong() {
     let world = World::new(ROWS).await;
     let app = world.app(&format!(
@@ -220,7 +241,7 @@ async fn malformed_wishes_are_refused_with_a_word_on_what_is_wrong() {
         ("{}", "say which rows"),
         (r#"{"all":false}"#, "say which rows"),
         (r#"{"all":true,"keys":[1]}"#, "say which rows"),
-        (r#"{"hot":true}"#, "hot"),
+        (r#"{"hot":true,"all":true}"#, "say which rows"),
         (r#"{"al":true}"#, "al"),
         (r#"{"all":true,"rate":-1}"#, "rate"),
         (r#"{"keys":7}"#, "the body is not as expected"),

@@ -125,7 +125,12 @@ impl RedisCache {
     /// How it is.
     #[must_use]
     pub fn memory(&self) -> Memory {
-        Memory { address: self.address().to_owned(), health: self.health(), staleness: self.staleness() }
+        Memory {
+            address: self.address().to_owned(),
+            health: self.health(),
+            staleness: self.staleness(),
+            breaker: Some(self.lane.breaker.state()),
+        }
     }
 
     /// What brings this memory up to date; `None` where nobody is to.
@@ -194,6 +199,7 @@ impl RedisCache {
             etag: entry::etag(&[]),
             negative: true,
             truncated: false,
+            stored_at: 0,
             age_ms: 0,
             ttl_ms: i64::try_from(left).unwrap_or(i64::MAX),
             cost_us: 0,
@@ -229,6 +235,12 @@ impl RedisCache {
     fn row_tag(live: &Live, resource: &Resource) -> u64 {
         let control = live.control.load();
         entry::tag(resource.shape, control.epoch, control.generation(&resource.name), &[])
+    }
+
+    /// Whether the tier in this process holds an entry of this key.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        self.local.as_ref().is_some_and(|local| local.holds(key))
     }
 
     /// Bytes held in this process; `None` without such a tier.
@@ -358,8 +370,13 @@ impl RedisCache {
 
     async fn ask(&self, live: &Live, cmd: Cmd) -> Result<Value, CacheError> {
         match live.conn.clone().send_packed_command(&cmd).await {
-            Ok(Value::ServerError(error)) => Err(self.refused(error.code())),
-            Ok(value) => Ok(value),
+            Ok(reply) => {
+                self.lane.breaker.answered();
+                match reply {
+                    Value::ServerError(error) => Err(self.refused(error.code())),
+                    value => Ok(value),
+                }
+            }
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -368,8 +385,10 @@ impl RedisCache {
     async fn ask_all(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
         let count = pipe.len();
         match live.conn.clone().send_packed_commands(pipe, 0, count).await {
-            Ok(values) if values.len() == count => Ok(values),
-            Ok(_) => Err(CacheError::Refused),
+            Ok(values) => {
+                self.lane.breaker.answered();
+                if values.len() == count { Ok(values) } else { Err(CacheError::Refused) }
+            }
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -398,6 +417,7 @@ impl RedisCache {
 
     fn failed(&self, error: &redis::RedisError) -> CacheError {
         if error.is_timeout() {
+            self.lane.timed_out();
             return CacheError::TimedOut;
         }
         if error.is_unrecoverable_error() || error.is_connection_dropped() {
@@ -460,6 +480,7 @@ impl RedisCache {
 
     /// `groups`: the generations of the groups that the place depends on; `None` where one was lost.
     fn judge(
+        &self,
         live: &Live,
         place: &Place<'_>,
         groups: Option<&[u64]>,
@@ -473,7 +494,8 @@ impl RedisCache {
             Value::ServerError(error) if matches!(error.code(), "MOVED" | "ASK") => return Ok(Lookup::Absent),
             _ => return Err(CacheError::Refused),
         };
-        Ok(match (entry::decode(place.key, &value, live.cache_now()), groups) {
+        let held = entry::decode(place.key, &value, live.cache_now(), self.shared.max_entry);
+        Ok(match (held, groups) {
             (Some(Held::Valid { tag, entry, .. }), Some(groups)) if Some(tag) == Self::tag(live, place, groups) => {
                 let entry = Entry { verified, ..entry };
                 if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
@@ -501,7 +523,7 @@ impl RedisCache {
         let mut values = self.ask_all(live, &pipe).await?;
         let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
         let groups: Option<Vec<u64>> = values.drain(places.len()..).map(|reply| number(&reply)).collect();
-        let judge = |(place, value)| Self::judge(live, place, groups.as_deref(), value, verified);
+        let judge = |(place, value)| self.judge(live, place, groups.as_deref(), value, verified);
         places.iter().zip(values).map(judge).collect()
     }
 
@@ -525,11 +547,11 @@ impl RedisCache {
         live: &Live,
         places: &[Place<'_>],
         groups: &[u64],
-        (lock, early): (Duration, Duration),
+        lock: Duration,
         verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         if !live.set_nx_get {
-            return self.lease_by_script(live, places, groups, (lock, early), verified).await;
+            return self.lease_by_script(live, places, groups, lock, verified).await;
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -549,8 +571,8 @@ impl RedisCache {
                     CacheError::Elsewhere => Lease::Past,
                     refused => return Err(refused),
                 },
-                found => match Self::judge(live, place, Some(groups), found, verified)? {
-                    Lookup::Fresh(entry) if !entry.ends_within(early) => Lease::Hit(entry),
+                found => match self.judge(live, place, Some(groups), found, verified)? {
+                    Lookup::Fresh(entry) if entry.stored_at != place.refreshes => Lease::Hit(entry),
                     Lookup::Pending => Lease::Wait { stale: None },
                     Lookup::Fresh(_) | Lookup::Soft(_) | Lookup::Absent => {
                         unsettled.push(index);
@@ -561,7 +583,7 @@ impl RedisCache {
         }
         if !unsettled.is_empty() {
             let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(live, &places, groups, (lock, early), verified).await?;
+            let settled = self.lease_by_script(live, &places, groups, lock, verified).await?;
             for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
@@ -575,7 +597,7 @@ impl RedisCache {
         live: &Live,
         places: &[Place<'_>],
         groups: &[u64],
-        (lock, early): (Duration, Duration),
+        lock: Duration,
         verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
@@ -583,7 +605,7 @@ impl RedisCache {
         for place in places {
             let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
-            pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), whole(early)));
+            pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), place.refreshes));
             tickets.push(ticket);
         }
         let replies = self.scripts(live, &pipe).await?;
@@ -591,7 +613,7 @@ impl RedisCache {
             .iter()
             .zip(tickets)
             .zip(replies)
-            .map(|((place, ticket), reply)| verdict(place, ticket, reply, live.cache_now(), verified))
+            .map(|((place, ticket), reply)| self.verdict(live, place, ticket, reply, verified))
             .collect()
     }
 
@@ -600,32 +622,42 @@ impl RedisCache {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
         Ok(Self::tag(live, place, groups).map(|tag| Ticket { fence, tag, connection: live.number }))
     }
-}
 
-/// Reads the answer of the lease script.
-fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64, verified: bool) -> Result<Lease, CacheError> {
-    let parts = match reply {
-        Value::Array(parts) => parts,
-        // It has left: the others were told apart already.
-        Value::ServerError(_) => return Ok(Lease::Past),
-        _ => return Err(CacheError::Refused),
-    };
-    let mut parts = parts.into_iter();
-    let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
-    let held = match parts.next() {
-        Some(Value::BulkString(value)) => entry::decode(place.key, &Bytes::from(value), now),
-        _ => None,
-    };
-    let held: Option<Entry> = match held {
-        Some(Held::Valid { entry, .. }) => Some(Entry { verified, ..entry }),
-        _ => None,
-    };
-    match (word.as_slice(), held) {
-        (b"fill", stale) => Ok(Lease::Fill { ticket, stale }),
-        (b"wait", stale) => Ok(Lease::Wait { stale }),
-        (b"hit", Some(entry)) => Ok(Lease::Hit(entry)),
-        (b"past", _) => Ok(Lease::Past),
-        _ => Err(CacheError::Refused),
+    /// Reads the answer of the lease script.
+    fn verdict(
+        &self,
+        live: &Live,
+        place: &Place<'_>,
+        ticket: Ticket,
+        reply: Value,
+        verified: bool,
+    ) -> Result<Lease, CacheError> {
+        let parts = match reply {
+            Value::Array(parts) => parts,
+            // It has left: the others were told apart already.
+            Value::ServerError(_) => return Ok(Lease::Past),
+            _ => return Err(CacheError::Refused),
+        };
+        let mut parts = parts.into_iter();
+        let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
+        let held = match parts.next() {
+            Some(Value::BulkString(value)) => {
+                entry::decode(place.key, &Bytes::from(value), live.cache_now(), self.shared.max_entry)
+            }
+            _ => None,
+        };
+        let held: Option<Entry> = match held {
+            Some(Held::Valid { entry, .. }) => Some(Entry { verified, ..entry }),
+            _ => None,
+        };
+        match (word.as_slice(), held) {
+            (b"fill", stale) => Ok(Lease::Fill { ticket, stale }),
+            (b"wait", stale) => Ok(Lease::Wait { stale }),
+            (b"hit", Some(entry)) => Ok(Lease::Hit(entry)),
+            // A payload that can't be unpacked is no hit, and no reason to be refused.
+            (b"past", _) | (b"hit", None) => Ok(Lease::Past),
+            _ => Err(CacheError::Refused),
+        }
     }
 }
 
@@ -639,12 +671,7 @@ fn number(reply: &Value) -> Option<u64> {
 
 /// Whole milliseconds, at least one: Redis refuses a life of zero.
 fn millis(duration: Duration) -> u64 {
-    whole(duration).max(1)
-}
-
-/// Whole milliseconds, no more than a script can count.
-fn whole(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(1 << 50)
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 50)
 }
 
 impl Cache for RedisCache {
@@ -662,20 +689,17 @@ impl Cache for RedisCache {
         get.arg("GET").arg(place.key);
         let value = self.ask(&live, get).await?;
         let verified = self.usable(deadlines, &place)?;
-        let lookup = Self::judge(&live, &place, Some(&[]), value, verified)?;
+        let lookup = self.judge(&live, &place, Some(&[]), value, verified)?;
         self.keep_local(&live, &place, &lookup, noted);
         Ok(self.known_absent(&live, &place, lookup))
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
         let (live, deadlines) = self.ready().await?;
-        if places.first().is_none_or(|first| self.local(first).is_none()) {
+        if places.iter().all(|place| self.local(place).is_none()) {
             let found = self.read_grouped(&live, deadlines, places).await?;
-            return Ok(places
-                .iter()
-                .zip(found)
-                .map(|(place, lookup)| self.known_absent(&live, place, lookup))
-                .collect());
+            let all = places.iter().zip(found);
+            return Ok(all.map(|(place, lookup)| self.known_absent(&live, place, lookup)).collect());
         }
         let mut lookups = Vec::with_capacity(places.len());
         let mut rest = Vec::new();
@@ -700,7 +724,7 @@ impl Cache for RedisCache {
         Ok(lookups)
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
@@ -710,9 +734,7 @@ impl Cache for RedisCache {
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
             places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
         let mut leases = vec![Lease::Past; places.len()];
-        for (index, lease) in
-            indices.into_iter().zip(self.lease_here(&live, &here, &groups, (lock, early), verified).await?)
-        {
+        for (index, lease) in indices.into_iter().zip(self.lease_here(&live, &here, &groups, lock, verified).await?) {
             leases[index] = lease;
         }
         if let Some(local) = &self.local {
@@ -753,7 +775,7 @@ impl Cache for RedisCache {
                 pipe.add_command(self.shared.scripts.release(place.key, &ticket.fence.0));
                 continue;
             }
-            let value = entry::valid(place.key, ticket.tag, place.shape, fill, now);
+            let value = entry::valid(place.key, ticket.tag, place.shape, fill, now, self.shared.pack_above);
             let life = millis(fill.ttl.saturating_add(fill.grace));
             pipe.add_command(self.shared.scripts.fill(place.key, &ticket.fence.0, &value, life));
         }
@@ -866,7 +888,9 @@ impl Cache for RedisCache {
         let groups: Vec<u64> = replies.map(|reply| number(&reply).unwrap_or(0)).collect();
         let size = if let Value::BulkString(bytes) = &value { bytes.len() } else { 0 };
         let held = match value {
-            Value::BulkString(bytes) => entry::decode(place.key, &Bytes::from(bytes), live.cache_now()),
+            Value::BulkString(bytes) => {
+                entry::decode(place.key, &Bytes::from(bytes), live.cache_now(), self.shared.max_entry)
+            }
             _ => None,
         };
         // No tag is zero.
