@@ -21,6 +21,7 @@ const PLACE: Place<'static> = Place {
     shape: 1,
     groups: &[],
     local_ttl: Duration::ZERO,
+    filtered: false,
     refreshes: 0,
     strict: false,
 };

@@ -179,6 +179,9 @@ async fn ready(
     if problems.iter().any(|problem| problem.fatal) {
         return Ok(State::Waiting(problems));
     }
+    if let (true, Err(words)) = (resource.filter, resource.filterable()) {
+        return Ok(State::Waiting(vec![Problem::fatal(format!("filter: {words}"))]));
+    }
     if let Some(missing) = depends_on(store, config, &mut resource, depends).await? {
         return Ok(State::Waiting(vec![missing]));
     }

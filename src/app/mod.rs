@@ -2,8 +2,9 @@
 
 #[cfg(feature = "store")]
 mod bind;
-#[cfg(feature = "server")]
 mod door;
+#[cfg(feature = "server")]
+mod filters;
 #[cfg(feature = "server")]
 mod server;
 #[cfg(feature = "store")]

@@ -16,7 +16,7 @@ use super::{Watches, serve};
 use crate::cache::AnyCache;
 use crate::catalog::Policy;
 use crate::config::Config;
-use crate::http::{self, Front, Gate, Settings};
+use crate::http::{self, Front, Gate, Settings, Underway};
 use crate::served::{Health, Served};
 use crate::store::AnyStore;
 use crate::telemetry::Metrics;
@@ -57,6 +57,7 @@ impl App {
                 not_built_yet: config.not_built_yet(),
             }),
             health,
+            underway: Underway::new(config.database.pool_size),
         };
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let door = Door::new(server, config.database.pool_size, workers);

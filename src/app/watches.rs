@@ -6,6 +6,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::bind;
+#[cfg(feature = "server")]
+use super::filters;
 use crate::aside::{Aside, Limits};
 use crate::cache::AnyCache;
 use crate::catalog::Catalog;
@@ -57,6 +59,10 @@ impl Watches {
             tokio::spawn(bind::watch_database(served.clone())),
             tokio::spawn(watch_staleness(served.clone())),
         ];
+        #[cfg(feature = "server")]
+        if config.resources.values().any(|resource| resource.filter) {
+            watches.push(tokio::spawn(filters::watch(served.clone(), Arc::clone(config))));
+        }
         #[cfg(feature = "rounds")]
         if let Some(rounds) = rounds(served, config) {
             watches.push(tokio::spawn(rounds.run()));

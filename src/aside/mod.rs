@@ -25,6 +25,8 @@ mod sketch;
 #[cfg(test)]
 mod tests;
 mod top;
+#[cfg(feature = "server")]
+mod warm;
 mod write;
 mod writes;
 
@@ -40,6 +42,8 @@ pub use guard::Guard;
 use refresh::Refreshes;
 use top::Top;
 pub use top::{Outstanding, Standing};
+#[cfg(feature = "server")]
+pub use warm::{Counts, RATE, Share, Tally, Warming, batches};
 pub use write::Wrote;
 pub use writes::Writes;
 

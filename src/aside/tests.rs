@@ -15,7 +15,7 @@ use crate::cache::{Cache, Lookup};
 use crate::catalog::{self, Column, Image, Key, Kind, Param, Problem, Resource, Table, TableName, Target, What};
 use crate::config::{self, Defaults};
 use crate::store::{
-    Batch, Captured, LastWord, Load, Row, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError, Written,
+    Batch, Captured, LastWord, Load, Page, Row, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError, Written,
 };
 use crate::telemetry::Metrics;
 
@@ -85,6 +85,14 @@ impl Store for Script {
 
     async fn prepare(&self, resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
         Ok((resource, Vec::new()))
+    }
+
+    async fn keys(&self, _: &Resource, _: Option<&Key>, _: usize) -> Result<Page, StoreError> {
+        Ok(Page::default())
+    }
+
+    fn is_pressed(&self) -> bool {
+        false
     }
 
     async fn captured(&self, _: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

@@ -57,6 +57,8 @@ pub struct Place<'a> {
     pub groups: &'a [String],
     /// How long an in-process tier may hold it; zero: not at all.
     pub local_ttl: Duration,
+    /// A filter in the process may say that there is no such row.
+    pub filtered: bool,
     /// To a lease, the entry that was stored then counts as past its TTL though it is fresh: it is to be refreshed. In
     /// milliseconds of the cache's clock; zero: none is.
     pub refreshes: u64,

@@ -33,8 +33,14 @@ pub(super) async fn json<T: DeserializeOwned>(
 ) -> Result<(T, Instant), Problem> {
     let deadline = Instant::now() + front.settings.request_timeout;
     let bytes = bytes(front, request, payload, false, deadline).await?;
-    let asked = serde_json::from_slice(&bytes);
-    let asked = asked.map_err(|error| Problem::bad_request(format!("the body is not as expected: {error}")))?;
+    let json = &mut serde_json::Deserializer::from_slice(&bytes);
+    let asked = serde_path_to_error::deserialize(&mut *json).map_err(|error| match error.path().to_string() {
+        whole if whole == "." => error.into_inner().to_string(),
+        path => format!("{path}: {}", error.into_inner()),
+    });
+    // After what was expected there must be nothing more.
+    let asked = asked.and_then(|asked| json.end().map(|()| asked).map_err(|error| error.to_string()));
+    let asked = asked.map_err(|words| Problem::bad_request(format!("the body is not as expected: {words}")))?;
     Ok((asked, deadline))
 }
 

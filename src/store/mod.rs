@@ -16,6 +16,7 @@ pub mod loader;
 mod changes;
 #[cfg(feature = "rounds")]
 mod feed;
+mod keys;
 mod waiters;
 mod write;
 
@@ -31,6 +32,7 @@ use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 pub use changes::{Captured, Change, Owed, Wanted};
 #[cfg(feature = "rounds")]
 pub use feed::AnyFeed;
+pub use keys::Keys;
 pub use waiters::Waiters;
 pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
@@ -51,6 +53,15 @@ pub struct Batch {
     pub rows: Vec<Option<Row>>,
     /// A fingerprint of the database and of which of its lives the rows were read in; zero: not known. A cache that caught
     /// up with another one must not hold them.
+    pub origin: u64,
+}
+
+/// Keys of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// In their order.
+    pub keys: Vec<Key>,
+    /// As in [`Batch`].
     pub origin: u64,
 }
 
@@ -188,6 +199,20 @@ pub trait Store: Load {
         last: &LastWord,
         waiters: &Waiters,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send;
+
+    /// The keys of a page of at most so many rows, in the order of the key: of the first, or of those after a key. Read
+    /// from the primary. An empty page is the end; where rows share a key, it may come again in a page.
+    ///
+    /// [`Keys`] walks through all of them.
+    fn keys(
+        &self,
+        resource: &Resource,
+        after: Option<&Key>,
+        most: usize,
+    ) -> impl Future<Output = Result<Page, StoreError>> + Send;
+
+    /// Whether requests wait for a connection now: whatever can wait should.
+    fn is_pressed(&self) -> bool;
 
     /// How far changes of these tables by anybody are captured, in their order.
     fn captured(&self, wanted: &[Wanted]) -> impl Future<Output = Result<Vec<Captured>, StoreError>> + Send;
@@ -357,6 +382,14 @@ impl Store for AnyStore {
         waiters: &Waiters,
     ) -> Result<Written, WriteError> {
         each!(self, store => store.write(resource, write, last, waiters))
+    }
+
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
+        each!(self, store => store.keys(resource, after, most))
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

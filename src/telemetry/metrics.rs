@@ -171,6 +171,10 @@ pub struct Metrics {
     staleness: GaugeVec,
     untrusted: CounterVec,
     consistency_checks: IntCounterVec,
+    warmed: IntCounterVec,
+    filter_keys: IntGaugeVec,
+    filter_bytes: IntGaugeVec,
+    filter_builds: IntCounterVec,
     /// `cache_aside_capture_complete{resource}`
     pub capture: IntGaugeVec,
     hit_ratio: GaugeVec,
@@ -329,6 +333,35 @@ impl Metrics {
                 "cache_aside_consistency_checks_total",
                 "Entries that the auditor compared with the database; stale ones are a broken promise",
                 &["resource", "result"],
+            )?,
+            filter_keys: register(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "cache_aside_filter_keys",
+                        "Keys in the filter of existing ones; 0 while it does not answer",
+                    ),
+                    &["resource"],
+                )?,
+            )?,
+            filter_bytes: register(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new("cache_aside_filter_bytes", "Memory of the filter of existing keys"),
+                    &["resource"],
+                )?,
+            )?,
+            filter_builds: counters(
+                registry,
+                "cache_aside_filter_builds_total",
+                "Filters of existing keys that were built, by what became of them",
+                &["resource", "outcome"],
+            )?,
+            warmed: counters(
+                registry,
+                "cache_aside_warmed_keys_total",
+                "Keys that were warmed, by what became of them; they are not among the requests",
+                &["resource", "outcome"],
             )?,
             capture: register(
                 registry,
@@ -514,6 +547,22 @@ impl Metrics {
     /// Counts an entry that was compared with the database.
     pub fn consistency_check(&self, resource: &str, result: &str) {
         self.consistency_checks.with_label_values(&[resource, result]).inc();
+    }
+
+    /// Sets how many keys a filter has, and its bytes.
+    pub fn filter(&self, resource: &str, (keys, bytes): (u64, u64)) {
+        self.filter_keys.with_label_values(&[resource]).set(keys.cast_signed());
+        self.filter_bytes.with_label_values(&[resource]).set(bytes.cast_signed());
+    }
+
+    /// Counts a filter: `built`, `missed` (changes, while it was built), `too_many_keys` or `error`.
+    pub fn filter_built(&self, resource: &str, outcome: &str) {
+        self.filter_builds.with_label_values(&[resource, outcome]).inc();
+    }
+
+    /// Counts a key that was warmed: `filled`, `present`, `absent` or `failed`.
+    pub fn warmed(&self, resource: &str, outcome: &str) {
+        self.warmed.with_label_values(&[resource, outcome]).inc();
     }
 
     /// Counts entries that a round invalidated.

@@ -16,7 +16,16 @@ use crate::servers::{Kind, Memcached, Redis};
 const LOCK: Duration = Duration::from_secs(30);
 
 fn place(key: &str) -> Place<'_> {
-    Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, refreshes: 0, strict: false }
+    Place {
+        key,
+        resource: "fruit",
+        shape: 1,
+        groups: &[],
+        local_ttl: Duration::ZERO,
+        filtered: false,
+        refreshes: 0,
+        strict: false,
+    }
 }
 
 fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
@@ -162,15 +171,8 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let lookups = cache.read_many(&places).await.expect("it answers");
     assert!(lookups.iter().all(|lookup| matches!(lookup, Lookup::Fresh(_))));
 
-    let kept = Place {
-        key: &key("kept"),
-        resource: "users",
-        shape: 1,
-        groups: &[],
-        local_ttl: Duration::ZERO,
-        refreshes: 0,
-        strict: false,
-    };
+    let name = key("kept");
+    let kept = Place { resource: "users", ..place(&name) };
     let Lease::Fill { ticket: held, .. } = cache.lease(&[kept], LOCK).await.expect("it answers").remove(0) else {
         panic!("it is new")
     };

@@ -81,8 +81,16 @@ fn lasting(byte: u8) -> Fill {
 
 /// Runs a case on both sides, and compares every answer.
 async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCaseError> {
-    let place =
-        Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, refreshes: 0, strict: false };
+    let place = Place {
+        key,
+        resource: "fruit",
+        shape: 1,
+        groups: &[],
+        local_ttl: Duration::ZERO,
+        filtered: false,
+        refreshes: 0,
+        strict: false,
+    };
     let writers = [Fence::new().expect("randomness"), Fence::new().expect("randomness")];
     let mut tickets: Vec<Ticket> = Vec::new();
     let mut model: Entry<u8> = Entry::Absent;

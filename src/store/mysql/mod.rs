@@ -35,7 +35,8 @@ pub use self::feed::Feed;
 use self::pool::Pool;
 use self::refusal::{Failure, meaning, unreachable};
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Page, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError,
+    Written,
 };
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 use crate::config;
@@ -258,6 +259,20 @@ impl Store for MysqlStore {
         waiters: &Waiters,
     ) -> Result<Written, WriteError> {
         write::run(self, resource, write, last, waiters).await
+    }
+
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
+        let (sql, mut params) = match after {
+            Some(key) => (&resource.statements.next_keys, sql::after(resource, key)?),
+            None => (&resource.statements.first_keys, Vec::new()),
+        };
+        params.push(Value::UInt(most as u64));
+        let (found, origin) = self.fetch(sql, params).await?;
+        Ok(Page { keys: found.iter().map(|row| sql::key(resource, row)).collect(), origin })
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

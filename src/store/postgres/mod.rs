@@ -38,7 +38,8 @@ use self::replica::Replica;
 pub use self::wal::Decoder;
 use super::waiters::Place;
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Page, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError,
+    Written,
 };
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 use crate::config;
@@ -399,6 +400,22 @@ impl Store for PostgresStore {
         waiters: &Waiters,
     ) -> Result<Written, WriteError> {
         write::run(self, resource, write, last, waiters).await
+    }
+
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
+        let statements = &resource.statements;
+        let sql = if after.is_some() { &statements.next_keys } else { &statements.first_keys };
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![&most];
+        params.extend(
+            after.into_iter().flat_map(Key::parts).map(|part| part as &(dyn tokio_postgres::types::ToSql + Sync)),
+        );
+        let (found, origin) = self.query(sql, &params, &Waiters::default()).await?;
+        Ok(Page { keys: sql::keys(resource, &found).map_err(error)?, origin })
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

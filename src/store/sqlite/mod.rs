@@ -14,15 +14,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use deadpool_sqlite::{Config, Hook, HookError, Pool, Runtime};
+use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 
 use super::waiters::Place;
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Row, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError,
-    Written,
+    Batch, Captured, Connections, LastWord, Load, Page, Row, Rows, Store, StoreError, Waiters, Wanted, Write,
+    WriteError, Written,
 };
-use crate::catalog::{Column, Image, Key, Param, Problem, Resource, Statements, Table, TableName};
+use crate::catalog::{Column, Image, Key, Kind, Param, Problem, Resource, Statements, Table, TableName};
 use crate::config;
 
 /// More readers than cores only wait for each other.
@@ -213,8 +214,45 @@ fn statements(resource: &Resource) -> Statements {
         )
     });
     let lists = lists.collect();
+    let (first_keys, next_keys) = pages(resource);
     // There is no round trip to save: a batch runs the row's statement for each key.
-    Statements { row, rows: String::new(), lists }
+    Statements { row, rows: String::new(), lists, first_keys, next_keys }
+}
+
+/// Pages of keys: the last parameter is how many, what comes before is the key to begin after. A column takes values of any
+/// kind; those that no key finds are left out, and the rest is in the order in which a bound key is compared.
+fn pages(resource: &Resource) -> (String, String) {
+    let names: Vec<String> = resource.key_columns().map(|column| quote(&column.name)).collect();
+    let there = |(name, column): (&String, &Column)| match column.kind {
+        Kind::Integer { .. } => format!("typeof({name}) = 'integer'"),
+        Kind::Boolean => format!("typeof({name}) = 'integer' AND {name} IN (0, 1)"),
+        Kind::Bytes => format!("typeof({name}) = 'blob'"),
+        Kind::Number => format!("typeof({name}) IN ('integer', 'real')"),
+        _ => format!("typeof({name}) NOT IN ('null', 'blob')"),
+    };
+    let there: Vec<String> = names.iter().zip(resource.key_columns()).map(there).collect();
+    let (marks, names) = (vec!["?"; names.len()].join(", "), names.join(", "));
+    let select = format!("SELECT {names} FROM {} WHERE {}", quote(&resource.table.name), there.join(" AND "));
+    let end = format!("ORDER BY {names} LIMIT ?");
+    (format!("{select} {end}"), format!("{select} AND ({names}) > ({marks}) {end}"))
+}
+
+/// Reads a page of keys.
+fn keys(connection: &Connection, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
+    let statements = &resource.statements;
+    let sql = if after.is_some() { &statements.next_keys } else { &statements.first_keys };
+    let mut statement = connection.prepare_cached(sql)?;
+    let begin = after.into_iter().flat_map(|key| resource.key_columns().zip(key.parts()));
+    let mut params: Vec<Value> = begin.map(|(column, part)| value::bind(column, part)).collect();
+    params.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
+    let mut rows = statement.query(rusqlite::params_from_iter(params))?;
+    let mut keys = Vec::new();
+    while let Some(row) = rows.next()? {
+        let text = |(index, column): (usize, &Column)| Ok(value::text(row.get_ref(index)?, column).unwrap_or_default());
+        let parts = resource.key_columns().enumerate().map(text).collect::<rusqlite::Result<_>>()?;
+        keys.push(Key::from_database(parts));
+    }
+    Ok(Page { keys, origin: 0 })
 }
 
 /// What is read of a row.
@@ -351,6 +389,15 @@ impl Store for SqliteStore {
         let ask = move |written: &Written| runtime.block_on(last.given(written));
         self.with_for(waiters, &self.inner.writer, move |connection| write::run(connection, &resource, &write, ask))
             .await
+    }
+
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
+        let (resource, after) = (resource.clone(), after.cloned());
+        self.with(&self.inner.readers, move |connection| keys(connection, &resource, after.as_ref(), most)).await
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
