@@ -86,7 +86,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         }
         let covers: Vec<u32> = led.iter().map(|led| led.pilot.advance()).collect();
         let places: Vec<Place<'_>> = led.iter().map(|led| led.target.place()).collect();
-        let Ok(leases) = self.core.asked("lease", self.core.cache.lease(&places, LOCK, Duration::ZERO)).await else {
+        let Ok(leases) = self.core.asked("lease", self.core.cache.lease(&places, LOCK)).await else {
             sorted.load = led.into_iter().map(|led| led.unstored(Forward::Bypass)).collect();
             return sorted;
         };
@@ -194,23 +194,32 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         };
         let mut fills = Vec::new();
         let mut unused = Vec::new();
+        let mut over = Vec::new();
         let mut entries = Vec::with_capacity(jobs.len());
         for (index, (job, loaded)) in jobs.iter().zip(loaded).enumerate() {
             let fill = loaded.fill(&job.target, database);
             entries.push(fill.entry());
             let Some(ticket) = job.ticket else { continue };
-            if !loaded.storable(&job.target) {
-                unused.push((job.target.place(), ticket));
-            } else if fill.payload.len() > self.core.limits.max_entry {
+            let too_big = fill.payload.len() > self.core.limits.max_entry;
+            if too_big {
                 metrics.too_big();
+            }
+            if !too_big && loaded.storable(&job.target) {
+                fills.push((index, (job.target.place(), ticket, fill)));
+            } else if job.pilot.is_some() {
                 unused.push((job.target.place(), ticket));
             } else {
-                fills.push((index, (job.target.place(), ticket, fill)));
+                // What was refreshed is known not to be so any more.
+                over.push(job.target.entry());
             }
         }
         if !unused.is_empty() {
             // Where it fails, the locks end by themselves.
             let _ = self.core.asked("release", self.core.cache.release(&unused)).await;
+        }
+        if !over.is_empty() {
+            // Where it fails, their TTL ends them.
+            let _ = self.core.asked("invalidate", self.core.cache.invalidate_unless_held(&over, None)).await;
         }
         let mut stored = vec![false; jobs.len()];
         if !fills.is_empty() {
@@ -325,9 +334,9 @@ fn stale(entry: Entry) -> Landed {
     Landed { entry, source: Source::Cache, forward: Some(Forward::Stale), stored: false, collapsed: false }
 }
 
-/// Whether an entry is past its TTL by no more than `grace`.
+/// Whether an entry is past its TTL by no more than `grace`. "Not found" has none.
 fn within(entry: &Entry, grace: Duration) -> bool {
-    u128::from(entry.ttl_ms.min(0).unsigned_abs()) < grace.as_millis()
+    !entry.negative && u128::from(entry.ttl_ms.min(0).unsigned_abs()) < grace.as_millis()
 }
 
 /// Whether a stale entry is served while it is refreshed.
@@ -393,6 +402,7 @@ impl Fill {
             etag: self.etag,
             negative: self.negative,
             truncated: self.truncated,
+            stored_at: 0,
             age_ms: 0,
             ttl_ms: i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX),
             cost_us: u32::try_from(self.cost.as_micros()).unwrap_or(u32::MAX),

@@ -55,6 +55,9 @@ pub struct Place<'a> {
     pub groups: &'a [String],
     /// How long an in-process tier may hold it; zero: not at all.
     pub local_ttl: Duration,
+    /// To a lease, the entry that was stored then counts as past its TTL though it is fresh: it is to be refreshed. In
+    /// milliseconds of the cache's clock; zero: none is.
+    pub refreshes: u64,
     /// Writers hold such entries while they commit; one that can't be known to be current is never used.
     pub strict: bool,
 }
@@ -221,13 +224,11 @@ pub trait Cache: Send + Sync {
     /// Looks at many entries, answering in their order.
     fn read_many(&self, places: &[Place<'_>]) -> impl Future<Output = Result<Vec<Lookup>, CacheError>> + Send;
 
-    /// Asks for the right to fill entries. The lock of each ends after `lock` unless it is renewed. An entry whose TTL ends
-    /// within `early` counts as past it.
+    /// Asks for the right to fill entries. The lock of each ends after `lock` unless it is renewed.
     fn lease(
         &self,
         places: &[Place<'_>],
         lock: Duration,
-        early: Duration,
     ) -> impl Future<Output = Result<Vec<Lease>, CacheError>> + Send;
 
     /// Makes the locks of live tickets last for `lock` from now.
@@ -542,8 +543,8 @@ impl Cache for AnyCache {
         each!(self, cache => cache.read_many(places))
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
-        each!(self, cache => cache.lease(places, lock, early))
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
+        each!(self, cache => cache.lease(places, lock))
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
