@@ -57,6 +57,7 @@ impl App {
                 not_built_yet: config.not_built_yet(),
             }),
             health,
+            bodies: http::room(server.max_body),
         };
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let door = Door::new(server, config.database.pool_size, workers);

@@ -8,6 +8,7 @@ use actix_web::http::Method;
 use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 
 use super::access::Gate;
 use super::problem::Problem;
@@ -49,6 +50,8 @@ pub struct Front {
     pub settings: Arc<Settings>,
     /// How the service is.
     pub health: Arc<Health>,
+    /// The memory for bodies that are being read.
+    pub bodies: Arc<Semaphore>,
 }
 
 impl Front {

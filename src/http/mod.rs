@@ -19,6 +19,7 @@ mod write;
 use actix_web::web;
 
 pub use access::Gate;
+pub use body::room;
 pub use front::{Front, Settings};
 
 /// The API: `/api`, and the management paths too where they have no port of their own.
