@@ -23,6 +23,7 @@ const LARGEST: usize = 4;
 const UNIT: usize = 1024;
 
 /// The memory for bodies.
+#[must_use]
 pub fn room(max_body: usize) -> Arc<Semaphore> {
     let units = AT_ONCE.max(max_body.saturating_mul(LARGEST)) / UNIT;
     Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)))
