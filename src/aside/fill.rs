@@ -172,8 +172,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         let metrics = self.core.metrics.resource(&first.target.resource().name);
         let mut covers: Vec<u32> = jobs.iter().map(Job::advance).collect();
         let started = Instant::now();
-        let loaded = self.renewing(&jobs).await;
+        let waiters = Waiters::default();
+        let loaded = self.renewing(&jobs, &waiters).await;
         let database = started.elapsed();
+        // Not what the queue took: the fuller it is, the more would be refreshed, and the sooner.
+        let cost = waiters.admitted().unwrap_or(started).elapsed();
         let loaded = match loaded {
             Ok(loaded) => loaded,
             // One value that the database can't read must not cost the others their answer.
@@ -197,8 +200,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         let mut over = Vec::new();
         let mut entries = Vec::with_capacity(jobs.len());
         for (index, (job, loaded)) in jobs.iter().zip(loaded).enumerate() {
-            let fill = loaded.fill(&job.target, database);
+            let fill = loaded.fill(&job.target, cost);
             entries.push(fill.entry());
+            self.core.top.loaded(&job.target, fill.payload.len(), started.into_std());
             let Some(ticket) = job.ticket else { continue };
             let too_big = fill.payload.len() > self.core.limits.max_entry;
             if too_big {
@@ -228,6 +232,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             if let Ok(verdicts) = self.core.asked("fill", self.core.cache.fill(&fills)).await {
                 for ((index, sent), verdict) in indexes.into_iter().zip(sent).zip(verdicts) {
                     metrics.fill(verdict);
+                    if let Filled::Fenced | Filled::Gone = verdict {
+                        self.core.top.refused(&jobs[index].target, started.into_std());
+                    }
                     if verdict == Filled::Stored {
                         // Nothing was invalidated between the load and this fill, so whoever came before it may share it.
                         stored[index] = true;
@@ -250,9 +257,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
     }
 
     /// Loads, keeps the locks alive meanwhile, and says when nobody waits for it any more.
-    async fn renewing(&self, jobs: &[Job]) -> Result<Vec<Loaded>, StoreError> {
-        let (held, waiters) = (held(jobs.iter()), Waiters::default());
-        let (load, deserted) = (self.core.load(jobs, &waiters), deserted(jobs));
+    async fn renewing(&self, jobs: &[Job], waiters: &Waiters) -> Result<Vec<Loaded>, StoreError> {
+        let held = held(jobs.iter());
+        let (load, deserted) = (self.core.load(jobs, waiters), deserted(jobs));
         tokio::pin!(load, deserted);
         let mut left = false;
         loop {

@@ -21,8 +21,10 @@ mod invalidate;
 mod read;
 mod read_many;
 mod refresh;
+mod sketch;
 #[cfg(test)]
 mod tests;
+mod top;
 mod write;
 mod writes;
 
@@ -36,6 +38,8 @@ pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
 pub use guard::Guard;
 use refresh::Refreshes;
+use top::Top;
+pub use top::{Outstanding, Standing};
 pub use write::Wrote;
 pub use writes::Writes;
 
@@ -98,6 +102,8 @@ struct Core<C, S> {
     writes: Writes,
     warnings: Throttle,
     audit: audit::Audit,
+    /// Which entries stand out.
+    top: Top,
     /// Which changes concern what is served.
     mappings: ArcSwap<Vec<Mapping>>,
 }
@@ -125,6 +131,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             writes,
             warnings: Throttle::default(),
             audit: audit::Audit::new(limits.audit_ratio, limits.max_staleness),
+            top: Top::default(),
             mappings: ArcSwap::default(),
         };
         Self { core: Arc::new(core), cache }

@@ -27,7 +27,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let outcome = self.answer_many(targets, ask).await;
         match &outcome {
             Ok(answers) => {
-                for answer in answers {
+                for (target, answer) in targets.iter().zip(answers) {
+                    self.core.top.read(target, Some(answer.entry.payload.len()), started);
                     metrics.reads(answer.status.outcome(&answer.entry), 1);
                 }
                 let hit = answers.iter().all(|answer| answer.status.forward.is_none());
@@ -57,7 +58,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         for round in 0.. {
             let looked = Instant::now();
             if matches!(path, Path::Lookup | Path::Again) {
-                let asked: Vec<Place<'_>> = open.iter().map(|index| distinct[*index].place()).collect();
+                let asked: Vec<Place<'_>> =
+                    open.iter().map(|index| self.core.place(distinct[*index], looked)).collect();
                 match self.core.asked("get_many", self.cache.read_many(&asked)).await {
                     Ok(lookups) => {
                         let took = looked.elapsed();

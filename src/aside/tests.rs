@@ -111,14 +111,14 @@ impl Heart {
         Self::with(max_entry, &Defaults::default())
     }
 
+    fn with(max_entry: usize, defaults: &Defaults) -> Self {
+        Self::over(Script::default(), max_entry, defaults)
+    }
+
     /// With so few connections to the store.
     fn narrow(connections: usize) -> Self {
         let room = Some(Arc::new(Semaphore::new(connections)));
         Self::over(Script { room, ..Script::default() }, 1 << 10, &Defaults::default())
-    }
-
-    fn with(max_entry: usize, defaults: &Defaults) -> Self {
-        Self::over(Script::default(), max_entry, defaults)
     }
 
     fn over(script: Script, max_entry: usize, defaults: &Defaults) -> Self {
@@ -322,6 +322,16 @@ async fn a_refresh_that_fails_is_not_tried_at_once_and_the_entry_stays_a_hit() {
     refreshed(&heart).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(heart.read(1).await.expect("it is answered").status.source, Source::Cache);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_load_costs_is_its_own_time_and_not_the_queues() {
+    let heart = Heart::narrow(1);
+    let (first, second) = (heart.begin(1).await, heart.begin(2).await);
+    for read in [first, second] {
+        let cost = read.await.expect("no panic").expect("it is answered").entry.cost_us;
+        assert!((1_000_000..1_100_000).contains(&cost), "{cost}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 //!
 //! Reads touch the map alone. Everything that compares a fence first takes the stripe of its key, so that
 //! compare and set are one step; the map evicts what it likes, as any cache may. Over a database with other writers it
-//! has a watermark like any other memory, and this process runs its rounds.
+//! has a watermark like any other memory, and this process runs its rounds. Nothing is packed here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -207,6 +207,13 @@ impl MemoryCache {
         }
     }
 
+    /// Whether it holds an entry of this key.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        let valid = |slot: &Slot| slot.expires > self.now() && slot.value.get(2) == Some(&b'V');
+        self.inner.map.peek(key).is_some_and(|slot| valid(&slot))
+    }
+
     /// Bytes held now.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -238,7 +245,7 @@ impl MemoryCache {
 
     fn look(&self, place: &Place<'_>, slot: Option<&Slot>, now: u64, verified: bool) -> Lookup {
         let Some(slot) = slot else { return Lookup::Absent };
-        match entry::decode(place.key, &slot.value, now) {
+        match entry::decode(place.key, &slot.value, now, 0) {
             Some(Held::Pending) => Lookup::Pending,
             Some(Held::Valid { tag, entry, .. }) if tag == self.tag(place) => {
                 let entry = Entry { verified, ..entry };
@@ -357,7 +364,7 @@ impl Cache for MemoryCache {
             let filled = self.with_ticket(place.key, ticket, |_, now| {
                 let life = millis(fill.ttl.saturating_add(fill.grace));
                 Some(Slot {
-                    value: entry::valid(place.key, ticket.tag, place.shape, fill, now),
+                    value: entry::valid(place.key, ticket.tag, place.shape, fill, now, None),
                     fence: NOBODY,
                     lock_ends: 0,
                     expires: now.saturating_add(life),
@@ -443,7 +450,7 @@ impl Cache for MemoryCache {
         let now = self.now();
         let slot = self.slot(place.key, now);
         let size = slot.as_ref().map_or(0, |slot| slot.value.len());
-        let held = slot.and_then(|slot| entry::decode(place.key, &slot.value, now));
+        let held = slot.and_then(|slot| entry::decode(place.key, &slot.value, now, 0));
         Ok(Inspection::of(held, size, self.tag(&place)))
     }
 }

@@ -20,6 +20,8 @@ pub mod control;
     allow(dead_code, reason = "what only shared memories need")
 )]
 pub mod node;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod pack;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 mod slots;
 
@@ -420,6 +422,20 @@ impl AnyCache {
                 let (health, staleness) = (cache.health(), cache.staleness());
                 vec![Memory { address: "memory".into(), health, staleness, breaker: None }]
             }
+        }
+    }
+
+    /// Whether this process holds the entry of a key itself.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(cache) => cache.in_process(key),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.in_process(key),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(_) => false,
+            Self::Memory(cache) => cache.in_process(key),
         }
     }
 

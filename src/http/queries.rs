@@ -89,7 +89,7 @@ impl AdHoc {
         if self.params.len() > MOST_PARAMS {
             return Err(Problem::bad_request(format!("a statement has at most {MOST_PARAMS} parameters")));
         }
-        let mut policy = Policy { local_ttl: Duration::ZERO, ..front.settings.ad_hoc };
+        let mut policy = Policy { local_ttl: Duration::ZERO, local_hot_ttl: Duration::ZERO, ..front.settings.ad_hoc };
         if let Some(ttl) = &self.ttl {
             policy.ttl = parse_duration(ttl).map_err(|words| Problem::bad_request(format!("ttl: {words}")))?;
             if policy.ttl.is_zero() {

@@ -388,6 +388,45 @@ pub async fn keeps(lines: &str, prefix: &str) {
     contract(&cache, &other, prefix).await;
 }
 
+/// What one handle packs, another reads: fresh, past its TTL, and while it is refreshed.
+async fn packed(packing: &AnyCache, plain: &AnyCache, key: &str) {
+    let text: &'static str = Box::leak("{\"name\":\"apple\"},".repeat(200).into_boxed_str());
+    let held = ticket(packing, key).await;
+    fill(packing, key, held, value(text, Duration::from_millis(1), Duration::from_mins(1))).await;
+    until(plain, key, |lookup| matches!(lookup, Lookup::Soft(entry) if entry.payload == text)).await;
+    let size = plain.inspect(place(key)).await.expect("it answers").size;
+    assert!(size < text.len() / 4, "{size}");
+    let Lease::Fill { ticket: refresh, stale: Some(stale) } = lease_soft(plain, key).await else {
+        panic!("it is soft")
+    };
+    assert_eq!((stale.payload.as_ref(), stale.etag), (text.as_bytes(), entry::etag(text.as_bytes())));
+    assert!(matches!(lease(packing, key).await, Lease::Wait { stale: Some(stale) } if stale.payload == text));
+    assert!(matches!(read(plain, key).await, Lookup::Soft(entry) if entry.payload == text));
+    assert_eq!(fill(plain, key, refresh, lasting(text)).await, Filled::Stored);
+    assert!(plain.inspect(place(key)).await.expect("it answers").size > text.len());
+    assert_eq!(payload(packing, key).await, text);
+    packing.invalidate(&[key]).await.expect("it answers");
+    let held = ticket(packing, key).await;
+    assert_eq!(fill(packing, key, held, lasting(text)).await, Filled::Stored);
+    assert_eq!(payload(plain, key).await, text);
+    assert!(matches!(lease(plain, key).await, Lease::Hit(entry) if entry.payload == text));
+}
+
+#[tokio::test]
+async fn what_is_packed_in_redis_is_read_by_everybody() {
+    let redis = Redis::start().await;
+    let lines = format!("url: \"{}\", key_prefix: \"p:\"", redis.url());
+    let (packing, plain) = (reached(&format!("{lines}, compress_above: 100B")).await, reached(&lines).await);
+    packed(&packing, &plain, "p:packed").await;
+}
+
+#[tokio::test]
+async fn what_is_packed_in_memcached_is_read_by_everybody() {
+    let memcached = Memcached::start().await;
+    let packing = connected_with(&memcached, "p:", ", compress_above: 100B").await;
+    packed(&packing, &connected_to(&memcached, "p:").await, "p:packed").await;
+}
+
 #[tokio::test]
 async fn redis_forgets_its_scripts_and_its_data_without_harm() {
     forgets(Kind::Redis).await;
@@ -517,7 +556,11 @@ pub async fn no_script(kind: Kind) {
 }
 
 async fn connected_to(memcached: &Memcached, prefix: &str) -> AnyCache {
-    let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s }}", memcached.url());
+    connected_with(memcached, prefix, "").await
+}
+
+async fn connected_with(memcached: &Memcached, prefix: &str, more: &str) -> AnyCache {
+    let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s{more} }}", memcached.url());
     let cache = AnyCache::Memcached(MemcachedCache::new(&config(&yaml), None).expect("the URL is sound"));
     trusted(&cache).await;
     cache

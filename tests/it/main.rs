@@ -15,6 +15,7 @@ mod cache_suite;
 mod cli;
 mod cluster;
 mod examples;
+mod hot;
 mod invalidation;
 mod library;
 mod matrix;

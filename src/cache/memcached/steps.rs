@@ -48,6 +48,7 @@ pub(super) struct Terms<'a> {
     /// In milliseconds.
     pub(super) lock: u64,
     pub(super) verified: bool,
+    pub(super) max_entry: usize,
 }
 
 /// Asks for leases, each with a fence of its own.
@@ -159,7 +160,7 @@ fn judge(
     // Another format, or another key's value: as good as nothing.
     let Some(marks) = Marks::of(place.key, value) else { return pending() };
     let now = wall_ms();
-    match (marks.state, entry::decode(place.key, value, now)) {
+    match (marks.state, entry::decode(place.key, value, now, terms.max_entry)) {
         (b'P', _) if live.locks.has_ended(place.key, cas, marks.lock) => pending(),
         (b'P', _) => Found::Settled(Lease::Wait { stale: None }),
         (b'V', _) if marks.tag != ticket.tag => {

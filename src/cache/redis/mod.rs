@@ -140,6 +140,12 @@ impl RedisCache {
         }
     }
 
+    /// Whether the tier in this process holds an entry of this key.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        self.local.as_ref().is_some_and(|local| local.holds(key))
+    }
+
     /// Bytes held in this process; `None` without such a tier.
     #[must_use]
     pub fn local_bytes(&self) -> Option<u64> {
@@ -377,6 +383,7 @@ impl RedisCache {
 
     /// `groups`: the generations of the groups that the place depends on; `None` where one was lost.
     fn judge(
+        &self,
         live: &Live,
         place: &Place<'_>,
         groups: Option<&[u64]>,
@@ -390,7 +397,8 @@ impl RedisCache {
             Value::ServerError(error) if matches!(error.code(), "MOVED" | "ASK") => return Ok(Lookup::Absent),
             _ => return Err(CacheError::Refused),
         };
-        Ok(match (entry::decode(place.key, &value, live.cache_now()), groups) {
+        let held = entry::decode(place.key, &value, live.cache_now(), self.shared.max_entry);
+        Ok(match (held, groups) {
             (Some(Held::Valid { tag, entry, .. }), Some(groups)) if Some(tag) == Self::tag(live, place, groups) => {
                 let entry = Entry { verified, ..entry };
                 if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
@@ -418,7 +426,7 @@ impl RedisCache {
         let mut values = self.ask_all(live, &pipe).await?;
         let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
         let groups: Option<Vec<u64>> = values.drain(places.len()..).map(|reply| number(&reply)).collect();
-        let judge = |(place, value)| Self::judge(live, place, groups.as_deref(), value, verified);
+        let judge = |(place, value)| self.judge(live, place, groups.as_deref(), value, verified);
         places.iter().zip(values).map(judge).collect()
     }
 
@@ -466,7 +474,7 @@ impl RedisCache {
                     CacheError::Elsewhere => Lease::Past,
                     refused => return Err(refused),
                 },
-                found => match Self::judge(live, place, Some(groups), found, verified)? {
+                found => match self.judge(live, place, Some(groups), found, verified)? {
                     Lookup::Fresh(entry) if entry.stored_at != place.refreshes => Lease::Hit(entry),
                     Lookup::Pending => Lease::Wait { stale: None },
                     Lookup::Fresh(_) | Lookup::Soft(_) | Lookup::Absent => {
@@ -508,7 +516,7 @@ impl RedisCache {
             .iter()
             .zip(tickets)
             .zip(replies)
-            .map(|((place, ticket), reply)| verdict(place, ticket, reply, live.cache_now(), verified))
+            .map(|((place, ticket), reply)| self.verdict(live, place, ticket, reply, verified))
             .collect()
     }
 
@@ -517,32 +525,42 @@ impl RedisCache {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
         Ok(Self::tag(live, place, groups).map(|tag| Ticket { fence, tag, connection: live.number }))
     }
-}
 
-/// Reads the answer of the lease script.
-fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64, verified: bool) -> Result<Lease, CacheError> {
-    let parts = match reply {
-        Value::Array(parts) => parts,
-        // It has left: the others were told apart already.
-        Value::ServerError(_) => return Ok(Lease::Past),
-        _ => return Err(CacheError::Refused),
-    };
-    let mut parts = parts.into_iter();
-    let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
-    let held = match parts.next() {
-        Some(Value::BulkString(value)) => entry::decode(place.key, &Bytes::from(value), now),
-        _ => None,
-    };
-    let held: Option<Entry> = match held {
-        Some(Held::Valid { entry, .. }) => Some(Entry { verified, ..entry }),
-        _ => None,
-    };
-    match (word.as_slice(), held) {
-        (b"fill", stale) => Ok(Lease::Fill { ticket, stale }),
-        (b"wait", stale) => Ok(Lease::Wait { stale }),
-        (b"hit", Some(entry)) => Ok(Lease::Hit(entry)),
-        (b"past", _) => Ok(Lease::Past),
-        _ => Err(CacheError::Refused),
+    /// Reads the answer of the lease script.
+    fn verdict(
+        &self,
+        live: &Live,
+        place: &Place<'_>,
+        ticket: Ticket,
+        reply: Value,
+        verified: bool,
+    ) -> Result<Lease, CacheError> {
+        let parts = match reply {
+            Value::Array(parts) => parts,
+            // It has left: the others were told apart already.
+            Value::ServerError(_) => return Ok(Lease::Past),
+            _ => return Err(CacheError::Refused),
+        };
+        let mut parts = parts.into_iter();
+        let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
+        let held = match parts.next() {
+            Some(Value::BulkString(value)) => {
+                entry::decode(place.key, &Bytes::from(value), live.cache_now(), self.shared.max_entry)
+            }
+            _ => None,
+        };
+        let held: Option<Entry> = match held {
+            Some(Held::Valid { entry, .. }) => Some(Entry { verified, ..entry }),
+            _ => None,
+        };
+        match (word.as_slice(), held) {
+            (b"fill", stale) => Ok(Lease::Fill { ticket, stale }),
+            (b"wait", stale) => Ok(Lease::Wait { stale }),
+            (b"hit", Some(entry)) => Ok(Lease::Hit(entry)),
+            // A payload that can't be unpacked is no hit, and no reason to be refused.
+            (b"past", _) | (b"hit", None) => Ok(Lease::Past),
+            _ => Err(CacheError::Refused),
+        }
     }
 }
 
@@ -574,14 +592,14 @@ impl Cache for RedisCache {
         get.arg("GET").arg(place.key);
         let value = self.ask(&live, get).await?;
         let verified = self.usable(deadlines, &place)?;
-        let lookup = Self::judge(&live, &place, Some(&[]), value, verified)?;
+        let lookup = self.judge(&live, &place, Some(&[]), value, verified)?;
         self.keep_local(&live, &place, &lookup, noted);
         Ok(lookup)
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
         let (live, deadlines) = self.ready().await?;
-        if places.first().is_none_or(|first| self.local(first).is_none()) {
+        if places.iter().all(|place| self.local(place).is_none()) {
             return self.read_grouped(&live, deadlines, places).await;
         }
         let mut lookups = Vec::with_capacity(places.len());
@@ -658,7 +676,7 @@ impl Cache for RedisCache {
                 pipe.add_command(self.shared.scripts.release(place.key, &ticket.fence.0));
                 continue;
             }
-            let value = entry::valid(place.key, ticket.tag, place.shape, fill, now);
+            let value = entry::valid(place.key, ticket.tag, place.shape, fill, now, self.shared.pack_above);
             let life = millis(fill.ttl.saturating_add(fill.grace));
             pipe.add_command(self.shared.scripts.fill(place.key, &ticket.fence.0, &value, life));
         }
@@ -771,7 +789,9 @@ impl Cache for RedisCache {
         let groups: Vec<u64> = replies.map(|reply| number(&reply).unwrap_or(0)).collect();
         let size = if let Value::BulkString(bytes) = &value { bytes.len() } else { 0 };
         let held = match value {
-            Value::BulkString(bytes) => entry::decode(place.key, &Bytes::from(bytes), live.cache_now()),
+            Value::BulkString(bytes) => {
+                entry::decode(place.key, &Bytes::from(bytes), live.cache_now(), self.shared.max_entry)
+            }
             _ => None,
         };
         // No tag is zero.

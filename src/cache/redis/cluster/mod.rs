@@ -186,6 +186,13 @@ impl ClusterCache {
         self.cluster.has_homeless() || self.view().caches.iter().any(RedisCache::owes)
     }
 
+    /// Whether the tier in this process holds an entry of this key.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        let view = self.view();
+        view.topology.owner(key).is_some_and(|owner| view.caches[owner].in_process(key))
+    }
+
     /// The number of open connections.
     #[must_use]
     pub fn connections(&self) -> usize {
