@@ -1,6 +1,7 @@
 //! What is served, and how it is: the heart over a database, the catalog, and what its watches see. The HTTP API and the
 //! library's [`Database`](crate::Database) are two doors to it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -34,6 +35,8 @@ pub struct Health {
     /// Why the cache can't be kept current, where it can't.
     #[cfg(feature = "rounds")]
     pub rounds: Arc<Troubles>,
+    /// Why filters of existing keys don't answer, by resource.
+    pub filters: ArcSwap<BTreeMap<String, String>>,
     /// SIGTERM came: no new requests, please.
     pub draining: AtomicBool,
     /// Rings when a table was not as the catalog knows it.
@@ -50,6 +53,7 @@ impl Default for Health {
             database: ArcSwap::from_pointee(Err("not asked yet".into())),
             #[cfg(feature = "rounds")]
             rounds: Arc::default(),
+            filters: ArcSwap::default(),
             draining: AtomicBool::new(false),
             look_again: Notify::new(),
             looked: Notify::new(),

@@ -9,6 +9,7 @@
 //! - `flights`: readers of one process. Who may share an answer.
 //! - `rounds`: outbox, watermark, trust; restarts, crashes, evictions. What a memory may claim.
 //! - `tier`: the memory in front of the memory.
+//! - `filter`: which rows there are, as a process knows it.
 //! - `holds`: `consistency: hold`.
 //! - `beside`: the same where holds stand beside the entry.
 //! - `clock`: how old a hit may be, with a clock that steps.
@@ -40,6 +41,8 @@ mod database;
 mod entry;
 #[path = "model/fills.rs"]
 mod fills;
+#[path = "model/filter.rs"]
+mod filter;
 #[path = "model/flights.rs"]
 mod flights;
 #[path = "model/holds.rs"]
@@ -59,6 +62,7 @@ use beside::Beside;
 use clock::{Believes, Clocks};
 use entry::{Answer, Command, Entry};
 use fills::Fills;
+use filter::Filters;
 use flights::Flights;
 use holds::Holds;
 use numbers::Numbers;
@@ -70,6 +74,8 @@ const QUIET: &str = "no key is stale when all is quiet";
 const ACKNOWLEDGED: &str = "no read that began after an acknowledged write returns older";
 const BOUNDED: &str = "no hit on a trusted memory is older than its S";
 const TIER: &str = "no hit in the tier is older than its S";
+const DENIED: &str = "no row is denied that was there for all of the last second";
+const OWN: &str = "no row is denied that this process has written";
 const LINEAR: &str = "no read returns older than a write or a read that ended before it began";
 
 /// Searches all states: every property holds in all of them, and everything worth seeing is seen.
@@ -112,8 +118,8 @@ fn printing() -> bool {
 
 // One entry, by itself.
 
-const LEASE: Command<u8> = Command::Lease { fence: 1, tag: 7, lock: 10, spare: 0, early: 0 };
-const OTHER_LEASE: Command<u8> = Command::Lease { fence: 2, tag: 7, lock: 10, spare: 0, early: 0 };
+const LEASE: Command<u8> = Command::Lease { fence: 1, tag: 7, lock: 10, spare: 0, refreshes: None };
+const OTHER_LEASE: Command<u8> = Command::Lease { fence: 2, tag: 7, lock: 10, spare: 0, refreshes: None };
 const FILL: Command<u8> = Command::Fill { fence: 1, tag: 7, value: 5, ttl: 100, grace: 50 };
 
 /// Tells a fresh entry all of it, each at its time, and collects the answers.
@@ -166,27 +172,26 @@ fn a_stale_value_is_refreshed_by_one_and_served_to_the_others() {
 
 #[test]
 fn a_fresh_value_is_refreshed_ahead_by_one_and_stays_a_hit() {
-    let early = |fence, early| Command::Lease { fence, tag: 7, lock: 10, spare: 0, early };
+    let early = |fence, stored| Command::Lease { fence, tag: 7, lock: 10, spare: 0, refreshes: Some(stored) };
     let read = Command::Read { tag: 7 };
     let renewed = Command::Fill { fence: 2, tag: 7, value: 6, ttl: 100, grace: 50 };
-    let commands =
-        [(0, LEASE), (0, FILL), (80, early(2, 19)), (80, early(2, 20)), (81, early(3, 20)), (82, read.clone())];
-    let refreshed = [(83, OTHER_LEASE), (84, renewed), (85, early(3, 20)), (150, read)];
+    let commands = [(0, LEASE), (0, FILL), (80, early(2, 1)), (80, early(2, 0)), (81, early(3, 0)), (82, read.clone())];
+    let refreshed = [(83, OTHER_LEASE), (84, renewed), (85, early(3, 0)), (150, read)];
     let answers = told(&[commands.as_slice(), &refreshed].concat());
     let there = || Some(5);
-    // Too early; taken; taken already; a hit meanwhile, for those who ask for no refresh too.
+    // Another than was seen; taken; taken already; a hit meanwhile, for those who ask for no refresh too.
     let before = [Answer::Hit(5), Answer::Fill { stale: there() }, Answer::Wait { stale: there() }, Answer::Fresh(5)];
     assert_eq!(answers[2..6], before);
     assert_eq!(answers[6..], [Answer::Hit(5), Answer::Stored, Answer::Hit(6), Answer::Fresh(6)]);
     // Whatever drops it drops the refresh.
-    let dropped = [(0, LEASE), (0, FILL), (90, early(2, 20)), (91, Command::Invalidate)];
+    let dropped = [(0, LEASE), (0, FILL), (90, early(2, 0)), (91, Command::Invalidate)];
     let late = [(92, Command::Fill { fence: 2, tag: 7, value: 6, ttl: 100, grace: 50 })];
     assert_eq!(told(&[dropped.as_slice(), &late].concat())[4], Answer::Gone);
 }
 
 #[test]
 fn a_value_of_another_tag_is_absent_but_left_alone_while_it_is_young() {
-    let lease = |spare| Command::Lease { fence: 2, tag: 8, lock: 10, spare, early: 0 };
+    let lease = |spare| Command::Lease { fence: 2, tag: 8, lock: 10, spare, refreshes: None };
     let answers = told(&[(0, LEASE), (0, FILL), (1, Command::Read { tag: 8 }), (1, lease(2)), (1, lease(1))]);
     assert_eq!(answers[2..], [Answer::Absent, Answer::Past, Answer::Fill { stale: None }]);
 }
@@ -396,6 +401,61 @@ fn a_tier_that_notes_n_alone_mistakes_one_memory_for_another() {
 #[test]
 fn a_tier_misses_a_batch_when_numbers_are_put_back() {
     fails(Tiers { puts_back: true, ..Tiers::SOUND }, TIER);
+}
+
+// Filters.
+
+const LOADED: Filters = Filters { loads: 1, commits: 1, rounds: 2, ..Filters::SOUND };
+const RESTARTED: Filters = Filters { restarts: 1, commits: 2, any: u8::MAX, ..Filters::SOUND };
+
+#[test]
+fn a_filter_denies_no_row_that_is_there() {
+    holds(Filters::SOUND);
+}
+
+#[test]
+fn a_filter_that_is_told_only_once_it_is_built_lacks_what_came_meanwhile() {
+    fails(Filters { registered_first: false, ..Filters::SOUND }, DENIED);
+}
+
+#[test]
+fn a_filter_without_a_deadline_denies_what_is_not_told_of() {
+    fails(Filters { deadline: false, ..Filters::SOUND }, DENIED);
+}
+
+#[test]
+fn a_filter_that_missed_a_batch_lacks_its_rows() {
+    fails(Filters { complete: false, ..Filters::SOUND }, DENIED);
+}
+
+#[test]
+fn a_filter_that_is_being_built_lacks_what_this_process_writes() {
+    fails(Filters { own: false, ..Filters::SOUND }, OWN);
+}
+
+#[test]
+fn a_filter_denies_no_row_that_came_before_a_purge() {
+    holds(LOADED);
+}
+
+#[test]
+fn a_filter_of_another_generation_lacks_what_the_purge_was_for() {
+    fails(Filters { compares_tags: false, ..LOADED }, DENIED);
+}
+
+#[test]
+fn a_generation_noted_after_the_keys_were_read_is_not_theirs() {
+    fails(Filters { tagged_first: false, ..LOADED }, DENIED);
+}
+
+#[test]
+fn a_filter_denies_nothing_after_the_node_went_back() {
+    holds(RESTARTED);
+}
+
+#[test]
+fn a_filter_that_takes_another_lifes_numbers_for_its_own_misses_batches() {
+    fails(Filters { whose: false, ..RESTARTED }, DENIED);
 }
 
 // Holds.

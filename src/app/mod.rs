@@ -2,6 +2,9 @@
 
 #[cfg(feature = "store")]
 mod bind;
+mod door;
+#[cfg(feature = "server")]
+mod filters;
 #[cfg(feature = "server")]
 mod server;
 #[cfg(feature = "store")]

@@ -6,6 +6,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::bind;
+#[cfg(feature = "server")]
+use super::filters;
 use crate::aside::{Aside, Limits};
 use crate::cache::AnyCache;
 use crate::catalog::Catalog;
@@ -57,6 +59,10 @@ impl Watches {
             tokio::spawn(bind::watch_database(served.clone())),
             tokio::spawn(watch_staleness(served.clone())),
         ];
+        #[cfg(feature = "server")]
+        if config.resources.values().any(|resource| resource.filter) {
+            watches.push(tokio::spawn(filters::watch(served.clone(), Arc::clone(config))));
+        }
         #[cfg(feature = "rounds")]
         if let Some(rounds) = rounds(served, config) {
             watches.push(tokio::spawn(rounds.run()));
@@ -86,12 +92,13 @@ fn rounds(served: &Served, config: &Config) -> Option<Rounds> {
     Some(Rounds::new(cache, feed, pace, metrics, Arc::clone(&served.health.rounds)))
 }
 
-/// Tells in metrics how far behind the cache may be, and for how long nobody knew.
+/// Tells in metrics how far behind the cache may be, for how long nobody knew, and whether it is asked.
 async fn watch_staleness(served: Served) {
     const STEP: Duration = Duration::from_millis(100);
     let (cache, metrics) = (served.aside.cache(), served.aside.metrics());
     let mut before = std::time::Instant::now();
     let mut known: Vec<String> = Vec::new();
+    let mut broken: Vec<String> = Vec::new();
     loop {
         tokio::time::sleep(STEP).await;
         let passed = before.elapsed();
@@ -108,6 +115,14 @@ async fn watch_staleness(served: Served) {
         for gone in known.iter().filter(|address| memories.iter().all(|memory| memory.address != **address)) {
             metrics.staleness(gone, None);
         }
+        let breakers = cache.breakers(&memories);
+        for gone in broken.iter().filter(|backend| breakers.iter().all(|(other, _)| other != *backend)) {
+            metrics.breaker(gone, None);
+        }
+        for (backend, state) in &breakers {
+            metrics.breaker(backend, Some(*state));
+        }
+        broken = breakers.into_iter().map(|(backend, _)| backend).collect();
         known = memories.into_iter().map(|memory| memory.address).collect();
     }
 }

@@ -16,6 +16,7 @@ mod answer;
 mod audit;
 mod fill;
 mod flight;
+mod guard;
 mod invalidate;
 mod read;
 mod read_many;
@@ -24,6 +25,8 @@ mod sketch;
 #[cfg(test)]
 mod tests;
 mod top;
+#[cfg(feature = "server")]
+mod warm;
 mod write;
 mod writes;
 
@@ -35,9 +38,12 @@ use tokio::runtime::Handle;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
+pub use guard::Guard;
 use refresh::Refreshes;
 use top::Top;
 pub use top::{Outstanding, Standing};
+#[cfg(feature = "server")]
+pub use warm::{Counts, RATE, Share, Tally, Warming, batches};
 pub use write::Wrote;
 pub use writes::Writes;
 
@@ -88,6 +94,8 @@ impl<C: Clone, S> Clone for Aside<C, S> {
 struct Core<C, S> {
     cache: C,
     store: S,
+    /// Whether the store is asked.
+    guard: Guard,
     flights: Flights,
     refreshes: Refreshes,
     limits: Limits,
@@ -118,6 +126,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let core = Core {
             cache: cache.clone(),
             store,
+            guard: Guard::default(),
             flights,
             refreshes: Refreshes::new(limits.refreshes),
             limits,
@@ -135,6 +144,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// The store behind the cache.
     pub fn store(&self) -> &S {
         &self.core.store
+    }
+
+    /// What stands before the store.
+    pub fn guard(&self) -> &Guard {
+        &self.core.guard
     }
 
     /// The cache.

@@ -57,8 +57,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                 match self.core.asked("get", self.cache.read(self.core.place(target, looked))).await {
                     Ok(Lookup::Fresh(entry)) => {
                         self.core.audit_hit(target);
-                        if refresh::due(target, &entry) {
-                            self.core.refresh_ahead(vec![(target.clone(), entry.clone())]);
+                        if !ask.only_if_cached && refresh::due(target, &entry) {
+                            self.core.refresh_ahead(&[(target, &entry)]);
                         }
                         let status = Status::hit(looked.elapsed());
                         return Ok(Answer { entry, status });

@@ -39,7 +39,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         outcome
     }
 
-    async fn answer_many(&self, targets: &[Target], ask: Ask) -> Result<Vec<Answer>, ReadError> {
+    /// The same, counted by nobody.
+    pub(super) async fn answer_many(&self, targets: &[Target], ask: Ask) -> Result<Vec<Answer>, ReadError> {
         let mut places: HashMap<&str, usize> = HashMap::with_capacity(targets.len());
         let mut distinct: Vec<&Target> = Vec::with_capacity(targets.len());
         let order: Vec<usize> = targets
@@ -63,16 +64,18 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                 match self.core.asked("get_many", self.cache.read_many(&asked)).await {
                     Ok(lookups) => {
                         let took = looked.elapsed();
-                        let mut due = Vec::new();
                         for (index, lookup) in open.iter().zip(lookups) {
                             if let Lookup::Fresh(entry) = lookup {
-                                if refresh::due(distinct[*index], &entry) {
-                                    due.push((distinct[*index].clone(), entry.clone()));
-                                }
                                 answers[*index] = Some(Answer { entry, status: Status::hit(took) });
                             }
                         }
-                        self.core.refresh_ahead(due);
+                        if !ask.only_if_cached {
+                            let hits = open.iter().filter_map(|index| {
+                                answers[*index].as_ref().map(|answer| (distinct[*index], &answer.entry))
+                            });
+                            let due: Vec<_> = hits.filter(|(target, entry)| refresh::due(target, entry)).collect();
+                            self.core.refresh_ahead(&due);
+                        }
                         open.retain(|index| answers[*index].is_none());
                     }
                     Err(_) => path = Path::Bypass,

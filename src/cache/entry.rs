@@ -20,8 +20,6 @@
 //! Integers are little endian. The scripts know these offsets too. The etag is that of what is served, packed or not, and
 //! whoever reads entries can unpack them, whether he packs his own or not: replicas may differ in that.
 
-use std::time::Duration;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -52,6 +50,8 @@ pub struct Entry {
     pub negative: bool,
     /// The list was cut by its limit.
     pub truncated: bool,
+    /// When it was stored, in milliseconds of the cache's clock; zero where no cache gave it.
+    pub stored_at: u64,
     /// Milliseconds since it was stored, when it was read.
     pub age_ms: u64,
     /// Milliseconds until its TTL ends, when it was read; negative past it.
@@ -62,14 +62,6 @@ pub struct Entry {
     pub verified: bool,
     /// It comes from the in-process tier in front of a shared memory.
     pub local: bool,
-}
-
-impl Entry {
-    /// Whether its TTL ends within this time, or has ended.
-    #[must_use]
-    pub fn ends_within(&self, time: Duration) -> bool {
-        self.ttl_ms <= i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-    }
 }
 
 /// 128 random bits, new for every attempt to lease. From the operating system: a counter or a seeded generator would
@@ -172,6 +164,7 @@ pub fn decode(key: &str, value: &Bytes, now: u64, max_entry: usize) -> Option<He
                 etag: u128::from_le_bytes(etag),
                 negative: flags & NEGATIVE != 0,
                 truncated: flags & TRUNCATED != 0,
+                stored_at,
                 age_ms: now.saturating_sub(stored_at),
                 ttl_ms: signed_difference(soft_expires, now),
                 cost_us: u32::from_le_bytes(cost),

@@ -220,8 +220,9 @@ impl MemoryCache {
         self.inner.map.weight()
     }
 
+    /// Milliseconds of this memory's life, the first of which is 1.
     fn now(&self) -> u64 {
-        u64::try_from(self.inner.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.inner.started.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     fn tag(&self, place: &Place<'_>) -> u64 {
@@ -254,7 +255,7 @@ impl MemoryCache {
         }
     }
 
-    fn lease_one(&self, place: &Place<'_>, lock: u64, early: Duration, verified: bool) -> Result<Lease, CacheError> {
+    fn lease_one(&self, place: &Place<'_>, lock: u64, verified: bool) -> Result<Lease, CacheError> {
         self.open_groups(place);
         let ticket =
             Ticket { fence: Fence::new().map_err(|_| CacheError::Refused)?, tag: self.tag(place), connection: 0 };
@@ -273,7 +274,7 @@ impl MemoryCache {
             Lease::Fill { ticket, stale: Some(entry) }
         };
         Ok(match (self.look(place, slot.as_ref(), now, verified), slot) {
-            (Lookup::Fresh(entry), _) if !entry.ends_within(early) => Lease::Hit(entry),
+            (Lookup::Fresh(entry), _) if entry.stored_at != place.refreshes => Lease::Hit(entry),
             (Lookup::Pending, _) => Lease::Wait { stale: None },
             (Lookup::Fresh(entry) | Lookup::Soft(entry), Some(slot)) => refresh(entry, slot),
             // Only its holder ends it, or time.
@@ -334,14 +335,10 @@ impl Cache for MemoryCache {
         Ok(places.iter().zip(slots).map(|(place, slot)| self.look(place, slot.as_ref(), now, verified)).collect())
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let verified = self.verified(self.deadline())?;
         let lease = |place: &Place<'_>| {
-            if self.has_held_group(place) {
-                Ok(Lease::Past)
-            } else {
-                self.lease_one(place, millis(lock), early, verified)
-            }
+            if self.has_held_group(place) { Ok(Lease::Past) } else { self.lease_one(place, millis(lock), verified) }
         };
         places.iter().map(lease).collect()
     }

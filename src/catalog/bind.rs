@@ -106,6 +106,7 @@ pub fn bind(
         hold: declared.consistency == config::Consistency::Hold,
         late: false,
         capture: super::Capture::Off,
+        filter: declared.filter,
     };
     resource.shape = shape(&resource);
     Ok((resource, problems))

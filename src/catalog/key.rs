@@ -45,6 +45,19 @@ impl Key {
         Self { parts }
     }
 
+    /// The texts of a key of so many columns, out of the spelling that it has in cache keys: a single one stands as it is,
+    /// several are separated by commas, with a comma inside a part as `%2C`.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] where a part is no text.
+    pub(super) fn texts(spelled: &str, columns: usize) -> Result<Vec<String>, KeyError> {
+        if columns == 1 {
+            return Ok(vec![spelled.to_owned()]);
+        }
+        spelled.split(',').map(unescaped).collect()
+    }
+
     /// The canonical texts, in the order of the key's columns.
     #[must_use]
     pub fn parts(&self) -> &[String] {
@@ -79,6 +92,24 @@ impl std::fmt::Display for Key {
         self.spell(&mut text);
         out.write_str(&text)
     }
+}
+
+/// A part in which bytes may stand as a percent sign and two hexadecimal digits.
+fn unescaped(part: &str) -> Result<String, KeyError> {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes();
+    while let Some((first, more)) = rest.split_first() {
+        let digits = more.first_chunk::<2>().filter(|_| *first == b'%').and_then(|digits| str::from_utf8(digits).ok());
+        let escaped = digits.filter(|digits| !digits.starts_with('+'));
+        if let Some(byte) = escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            bytes.push(byte);
+            rest = &more[2..];
+        } else {
+            bytes.push(*first);
+            rest = more;
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| KeyError::Malformed("the key is not UTF-8".into()))
 }
 
 /// The one spelling of `text` as a value of `column`.
@@ -243,6 +274,12 @@ mod tests {
         assert_eq!(spell("a,b", "c"), Ok("a%2Cb,c".into()));
         assert_eq!(spell("a", "b,c"), Ok("a,b%2Cc".into()));
         assert_eq!(spell("a%2C", "b"), Ok("a%252C,b".into()));
+        for (a, b) in [("a,b", "c"), ("a%2C", "b"), ("%", "%2"), ("%+f", ",%zz"), ("é", "")] {
+            let spelled = spell(a, b).unwrap();
+            assert_eq!(Key::texts(&spelled, 2), Ok(vec![a.into(), b.into()]), "{spelled}");
+        }
+        assert_eq!(Key::texts("a,b%2C", 1), Ok(vec!["a,b%2C".into()]), "a single part stands as it is");
+        assert!(Key::texts("%ff,1", 2).is_err());
         assert!(Key::parse(text.iter(), vec!["a".into()]).is_err());
     }
 }

@@ -64,6 +64,10 @@ pub struct Statements {
     pub rows: String,
     /// One per declared list, in their order.
     pub lists: Vec<String>,
+    /// A page of keys, in the order of the key: the first.
+    pub first_keys: String,
+    /// The page that begins after a key.
+    pub next_keys: String,
 }
 
 /// One column of an ORDER BY, as a position in the table.
@@ -127,6 +131,8 @@ pub struct Resource {
     pub late: bool,
     /// Whether changes by others are seen. Where they aren't and should be, nothing is cached.
     pub capture: Capture,
+    /// Keys that no row has are answered by a filter, if all that it needs is there.
+    pub filter: bool,
 }
 
 /// Whether changes by others are seen.
@@ -177,6 +183,7 @@ impl Resource {
             hold: false,
             late: false,
             capture: Capture::Off,
+            filter: false,
         }
     }
 
@@ -208,6 +215,35 @@ impl Resource {
     #[must_use]
     pub fn exact_key(&self) -> bool {
         self.key_columns().all(|column| column.exact)
+    }
+
+    /// What keeps a filter from telling which rows there are.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none, in words.
+    pub fn filterable(&self) -> Result<(), &'static str> {
+        if self.table.is_view || !self.depends_on.is_empty() {
+            Err("needs a table of its own, whose changes name the rows: neither a view nor depends_on")
+        } else if !self.exact_key() {
+            Err("needs a key whose equal values have one text alone")
+        } else if self.policy.negative_ttl.is_zero() {
+            Err("needs a negative_ttl: with 0s \"not found\" is not to be remembered")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a filter may answer for its rows now.
+    #[must_use]
+    pub fn is_filtered(&self) -> bool {
+        self.filter && self.capture == Capture::On && self.filterable().is_ok()
+    }
+
+    /// What the cache keys of its rows start with.
+    #[must_use]
+    pub fn row_prefix(&self) -> String {
+        self.entry(":")
     }
 
     /// Whether this kind of write was declared.
@@ -260,6 +296,15 @@ impl Resource {
     /// [`KeyError`] where no row can have it.
     pub fn row(self: &Arc<Self>, texts: Vec<String>) -> Result<Target, KeyError> {
         Ok(self.row_of(Key::parse(self.key_columns(), texts)?))
+    }
+
+    /// Parses a row's key as it is spelled in cache keys: `7,2`, with a comma inside one of several parts as `%2C`.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] where no row can have it.
+    pub fn row_spelled(self: &Arc<Self>, spelled: &str) -> Result<Target, KeyError> {
+        self.row(Key::texts(spelled, self.key.len())?)
     }
 
     /// The target of a key that is canonical already.

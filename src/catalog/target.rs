@@ -93,6 +93,8 @@ impl Target {
             shape: self.resource.shape,
             groups,
             local_ttl: self.policy().local_ttl,
+            filtered: matches!(self.what, What::Row(_)) && self.resource.is_filtered(),
+            refreshes: 0,
             strict: self.resource.hold,
         }
     }

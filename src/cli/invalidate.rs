@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{failed, load, misconfigured, runtime, say, store};
+use super::{failed, load, misconfigured, resource, runtime, say, store};
 use crate::app::{look, open_cache};
 use crate::cache::{AnyCache, Cache};
-use crate::catalog::{Resource, State, Target};
+use crate::catalog::{KeyError, Resource, Target};
 use crate::config::{Config, Env, LogFormat};
 use crate::store::Store;
 use crate::telemetry;
@@ -59,17 +59,7 @@ async fn invalidate(config: &Config, is_demo: bool, options: &Options) -> anyhow
     }
     let store = store(config, is_demo).await?;
     let (catalog, _) = look(&store, config).await;
-    let resource = match catalog.resources.get(name) {
-        Some(State::Ready(resource, _)) => Arc::clone(resource),
-        Some(State::Waiting(problems)) => {
-            let words: Vec<&str> = problems.iter().map(|problem| problem.text.as_str()).collect();
-            anyhow::bail!("resource {name} can't be looked at: {}", words.join("; "));
-        }
-        None => match catalog.nearest(name) {
-            Some(near) => anyhow::bail!("there is no resource {name:?}; did you mean {near:?}?"),
-            None => anyhow::bail!("there is no resource {name:?}"),
-        },
-    };
+    let resource = resource(&catalog, name)?;
     let targets = options.ids.iter().map(|id| target(&resource, id)).collect::<anyhow::Result<Vec<_>>>()?;
     cache.connected(CONNECT).await;
     let unreachable = || format!("the cache at {} did not take it", config.cache.url);
@@ -95,10 +85,8 @@ async fn invalidate(config: &Config, is_demo: bool, options: &Options) -> anyhow
 }
 
 fn target(resource: &Arc<Resource>, id: &str) -> anyhow::Result<Target> {
-    let parts =
-        if resource.key.len() == 1 { vec![id.to_owned()] } else { id.split(',').map(ToOwned::to_owned).collect() };
-    resource.row(parts).map_err(|error| match error {
-        crate::catalog::KeyError::Malformed(words) => anyhow::anyhow!("{id:?}: {words}"),
-        crate::catalog::KeyError::CannotExist => anyhow::anyhow!("{id:?}: no row can have this key"),
+    resource.row_spelled(id).map_err(|error| match error {
+        KeyError::Malformed(words) => anyhow::anyhow!("{id:?}: {words}"),
+        KeyError::CannotExist => anyhow::anyhow!("{id:?}: no row can have this key"),
     })
 }

@@ -5,14 +5,17 @@ mod init;
 mod invalidate;
 mod migrate;
 mod serve;
+mod warm;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::app::open_store;
+use crate::catalog::{Catalog, Resource, State};
 use crate::config::{Config, ConfigError, Env};
 use crate::demo;
 use crate::store::AnyStore;
@@ -50,6 +53,8 @@ enum Command {
     Migrate(migrate::Options),
     /// Read a database and print a configuration to start with.
     Init(init::Options),
+    /// Fill the cache with rows of a resource before anybody asks for them.
+    Warm(warm::Options),
     /// Drop entries from the cache: some rows of a resource, or all that it has.
     Invalidate(invalidate::Options),
     /// Print the JSON Schema of the configuration file.
@@ -79,6 +84,7 @@ pub fn run() -> ExitCode {
         Command::Check { offline } => check::run(file, &env, offline),
         Command::Init(options) => init::run(&env, &options),
         Command::Invalidate(options) => invalidate::run(file, &env, &options),
+        Command::Warm(options) => warm::run(file, &env, &options),
         Command::Migrate(options) => migrate::run(file, &env, &options),
         Command::Schema => {
             say(format_args!("{:#}", Config::json_schema()));
@@ -106,6 +112,21 @@ async fn store(config: &Config, is_demo: bool) -> anyhow::Result<AnyStore> {
         store.execute(demo::SQL).await?;
     }
     Ok(store)
+}
+
+/// A declared resource that fits the database.
+fn resource(catalog: &Catalog, name: &str) -> anyhow::Result<Arc<Resource>> {
+    match catalog.resources.get(name) {
+        Some(State::Ready(resource, _)) => Ok(Arc::clone(resource)),
+        Some(State::Waiting(problems)) => {
+            let words: Vec<&str> = problems.iter().map(|problem| problem.text.as_str()).collect();
+            anyhow::bail!("resource {name} can't be looked at: {}", words.join("; "));
+        }
+        None => match catalog.nearest(name) {
+            Some(near) => anyhow::bail!("there is no resource {name:?}; did you mean {near:?}?"),
+            None => anyhow::bail!("there is no resource {name:?}"),
+        },
+    }
 }
 
 /// Prints a line. Whoever closed the pipe has read enough: `println!` would panic.

@@ -54,11 +54,16 @@ pub struct Local {
     #[serde(with = "units::size")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub max_bytes: usize,
+    /// The most that each resource's filter takes (`filter: true`), at least 1 byte; twice while it is built anew. It holds 12 bits for
+    /// each key. Default `64MiB`.
+    #[serde(with = "units::size")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
+    pub filter_max_bytes: usize,
 }
 
 impl Default for Local {
     fn default() -> Self {
-        Self { max_bytes: 64 << 20 }
+        Self { max_bytes: 64 << 20, filter_max_bytes: 64 << 20 }
     }
 }
 

@@ -43,6 +43,11 @@ form! {
 }
 
 form! {
+    /// `true` or `false`.
+    Flag { "anyOf": [{ "type": "boolean" }, { "type": "string", "pattern": r"^(true|false)$|\$\{" }] }
+}
+
+form! {
     /// 64 hexadecimal digits.
     Digest { "type": "string", "pattern": r"^[0-9A-Fa-f]{64}$|\$\{" }
 }

@@ -91,7 +91,8 @@ impl Config {
     pub fn holds_in_process(&self) -> bool {
         let resources = self.resources.values().map(|resource| resource.over(&self.defaults));
         let queries = self.queries.values().map(|query| query.over(&self.defaults));
-        resources.chain(queries).chain([self.defaults.clone()]).any(|values| values.is_held_in_process())
+        self.resources.values().any(|resource| resource.filter)
+            || resources.chain(queries).chain([self.defaults.clone()]).any(|values| values.is_held_in_process())
     }
 }
 

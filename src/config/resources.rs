@@ -32,6 +32,12 @@ overriding! {
         pub lists: BTreeMap<String, List>,
         /// For a view: the tables whose change drops its rows. Default: none.
         pub depends_on: Vec<String>,
+        /// Keys that no row has are answered without a question to the database, by a filter of those that exist, in each process; with
+        /// `redis://` or `valkey://` and invalidation `outbox` or `wal`. A new row is found at other replicas within
+        /// `max_staleness`. Default `false`.
+        #[serde(deserialize_with = "units::flag")]
+        #[cfg_attr(feature = "config", schemars(with = "forms::Flag"))]
+        pub filter: bool,
         /// What is promised to concurrent readers and writers. Default `fenced`.
         pub consistency: Consistency,
     }

@@ -129,6 +129,12 @@ where
     number.map_err(|error| D::Error::custom(format!("{text:?} is no number that fits here: {error}")))
 }
 
+/// `true` or `false`.
+pub(super) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let text = text(deserializer)?;
+    text.parse().map_err(|_| D::Error::custom(format!("{text:?} is neither true nor false")))
+}
+
 /// A number that may be left out.
 pub(super) fn some_number<'de, D, N>(deserializer: D) -> Result<Option<N>, D::Error>
 where

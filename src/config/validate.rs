@@ -94,6 +94,9 @@ fn judge(config: &Config) -> Result<(), Fault> {
                 return fault(&["resources", name, "consistency"], message);
             }
         }
+        if let (true, Some(words)) = (declared.filter, unfiltered(declared, &values, config)) {
+            return fault(&["resources", name, "filter"], words);
+        }
         resource(name, declared)?;
     }
     for (name, declared) in &config.queries {
@@ -114,8 +117,37 @@ fn judge(config: &Config) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Why a filter could not be kept right.
+fn unfiltered(declared: &Resource, values: &Defaults, config: &Config) -> Option<&'static str> {
+    match config.cache.url.scheme() {
+        "redis" | "rediss" | "valkey" | "valkeys" | "redis+sentinel" => {}
+        "redis+cluster" | "rediss+cluster" => {
+            return Some("can't be used with a cluster: no node tells of all changes");
+        }
+        _ => return Some("needs redis:// or valkey://, whose stream of changes keeps it right"),
+    }
+    if config.invalidation.mode == InvalidationMode::None {
+        return Some("needs invalidation.mode outbox or wal");
+    }
+    if config.database.url.scheme() == "sqlite" {
+        return Some("can't be used with SQLite, which tells nobody of changes");
+    }
+    if declared.consistency == Consistency::Hold {
+        return Some("can't be used with consistency: hold, whose rows are not kept in process");
+    }
+    if !declared.depends_on.is_empty() {
+        return Some("can't be used with depends_on: a change of other tables does not name the rows");
+    }
+    if values.negative_ttl.is_zero() {
+        return Some("needs a negative_ttl: with 0s \"not found\" is not to be remembered");
+    }
+    None
+}
+
 fn server(server: &Server) -> Result<(), Fault> {
-    for (key, number) in [("max_batch", server.max_batch), ("max_body", server.max_body)] {
+    for (key, number) in
+        [("max_batch", server.max_batch), ("max_body", server.max_body), ("max_connections", server.max_connections)]
+    {
         if number == 0 {
             return fault(&["server", key], "must be at least 1");
         }
@@ -182,6 +214,9 @@ fn cache(cache: &Cache) -> Result<(), Fault> {
     }
     if cache.max_entry == 0 {
         return fault(&["cache", "max_entry"], "must be at least 1");
+    }
+    if cache.local.filter_max_bytes == 0 {
+        return fault(&["cache", "local", "filter_max_bytes"], "must be at least 1");
     }
     if cache.local.max_bytes == 0 {
         return fault(&["cache", "local", "max_bytes"], "must be at least 1");

@@ -1,11 +1,11 @@
-//! `/admin/cache`: what the cache holds, and dropping it. `/admin/top`: what stands out in this replica.
+//! `/admin`: what the cache holds, dropping it, and filling it; and what stands out in this replica.
 
 use actix_web::http::Method;
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::front::Front;
 use super::problem::Problem;
-use super::{keys, queries};
+use super::{keys, queries, warm};
 use crate::aside::Outstanding;
 use crate::config::Scope;
 
@@ -22,6 +22,7 @@ pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: w
         ["cache", "queries", _] => "/admin/cache/queries/{name}",
         ["cache", _] => "/admin/cache/{resource}",
         ["cache", _, _] => "/admin/cache/{resource}/{key}",
+        ["warm", _] => "/admin/warm/{resource}",
         ["top"] => "/admin/top",
         _ => "_unmatched",
     };
@@ -47,6 +48,10 @@ pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: w
             ["cache", resource, key] => {
                 grant.need(Scope::Admin)?;
                 entry(&front, &request, resource, key).await
+            }
+            ["warm", resource] => {
+                grant.need(Scope::Admin)?;
+                warm::handle(&front, &request, payload, resource).await
             }
             ["top"] => {
                 grant.need(Scope::Admin)?;

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::access::Gate;
 use super::problem::Problem;
+use super::warm::Underway;
 use crate::aside::Aside;
 use crate::cache::AnyCache;
 use crate::catalog::{Catalog, Policy, Resource, State};
@@ -49,6 +50,8 @@ pub struct Front {
     pub settings: Arc<Settings>,
     /// How the service is.
     pub health: Arc<Health>,
+    /// What is being warmed.
+    pub underway: Underway,
 }
 
 impl Front {

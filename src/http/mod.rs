@@ -14,12 +14,14 @@ mod operations;
 mod problem;
 mod queries;
 mod reply;
+mod warm;
 mod write;
 
 use actix_web::web;
 
 pub use access::Gate;
 pub use front::{Front, Settings};
+pub use warm::Underway;
 
 /// The API: `/api`, and the management paths too where they have no port of their own.
 pub fn api(front: &web::Data<Front>, with_management: bool) -> impl FnOnce(&mut web::ServiceConfig) + use<> {

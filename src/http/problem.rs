@@ -73,6 +73,10 @@ impl Problem {
         Self { allow, ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take the method; see Allow") }
     }
 
+    pub(super) fn conflict(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::CONFLICT, detail)
+    }
+
     pub(super) fn too_large(max: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {max} bytes"))
     }
@@ -172,6 +176,7 @@ impl From<StoreError> for Problem {
                 Self { cause, ..Self::unavailable("the database can't be reached; try again") }
             }
             StoreError::Busy => Self::unavailable("too many requests wait for the database; try again"),
+            StoreError::Abandoned => Self::timed_out(),
             StoreError::TimedOut => {
                 Self { cause, ..Self::new(StatusCode::GATEWAY_TIMEOUT, "the database took too long") }
             }

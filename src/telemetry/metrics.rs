@@ -13,6 +13,7 @@ use prometheus::{
 
 use super::ratio::{Counts, SAMPLE, Window};
 use crate::cache::Filled;
+use crate::shield::State;
 
 /// 100 µs to 10 s, in steps of 1, 2.5, 5.
 const BUCKETS: [f64; 16] =
@@ -170,6 +171,10 @@ pub struct Metrics {
     staleness: GaugeVec,
     untrusted: CounterVec,
     consistency_checks: IntCounterVec,
+    warmed: IntCounterVec,
+    filter_keys: IntGaugeVec,
+    filter_bytes: IntGaugeVec,
+    filter_builds: IntCounterVec,
     /// `cache_aside_capture_complete{resource}`
     pub capture: IntGaugeVec,
     hit_ratio: GaugeVec,
@@ -184,6 +189,8 @@ pub struct Metrics {
     pub replica_reads: IntCounterVec,
     /// `cache_aside_errors_total{component,kind}`
     pub errors: IntCounterVec,
+    breakers: IntGaugeVec,
+    retries: IntCounterVec,
     /// `cache_aside_pool_connections{backend,state}`
     pub pool_connections: IntGaugeVec,
     /// `http_requests_total{method,route,status}`
@@ -327,6 +334,35 @@ impl Metrics {
                 "Entries that the auditor compared with the database; stale ones are a broken promise",
                 &["resource", "result"],
             )?,
+            filter_keys: register(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "cache_aside_filter_keys",
+                        "Keys in the filter of existing ones; 0 while it does not answer",
+                    ),
+                    &["resource"],
+                )?,
+            )?,
+            filter_bytes: register(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new("cache_aside_filter_bytes", "Memory of the filter of existing keys"),
+                    &["resource"],
+                )?,
+            )?,
+            filter_builds: counters(
+                registry,
+                "cache_aside_filter_builds_total",
+                "Filters of existing keys that were built, by what became of them",
+                &["resource", "outcome"],
+            )?,
+            warmed: counters(
+                registry,
+                "cache_aside_warmed_keys_total",
+                "Keys that were warmed, by what became of them; they are not among the requests",
+                &["resource", "outcome"],
+            )?,
             capture: register(
                 registry,
                 IntGaugeVec::new(
@@ -371,6 +407,22 @@ impl Metrics {
                 "cache_aside_errors_total",
                 "Errors of the cache and the database, and panics",
                 &["component", "kind"],
+            )?,
+            breakers: register(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "cache_aside_breaker_state",
+                        "Whether a cache node or the database is asked: 0 closed, 1 half-open, 2 open (not asked, or out of reach)",
+                    ),
+                    &["backend"],
+                )?,
+            )?,
+            retries: counters(
+                registry,
+                "cache_aside_store_retries_total",
+                "Loads that were tried again because the database could not be reached",
+                &["resource"],
             )?,
             pool_connections: register(
                 registry,
@@ -497,6 +549,22 @@ impl Metrics {
         self.consistency_checks.with_label_values(&[resource, result]).inc();
     }
 
+    /// Sets how many keys a filter has, and its bytes.
+    pub fn filter(&self, resource: &str, (keys, bytes): (u64, u64)) {
+        self.filter_keys.with_label_values(&[resource]).set(keys.cast_signed());
+        self.filter_bytes.with_label_values(&[resource]).set(bytes.cast_signed());
+    }
+
+    /// Counts a filter: `built`, `missed` (changes, while it was built), `too_many_keys` or `error`.
+    pub fn filter_built(&self, resource: &str, outcome: &str) {
+        self.filter_builds.with_label_values(&[resource, outcome]).inc();
+    }
+
+    /// Counts a key that was warmed: `filled`, `present`, `absent` or `failed`.
+    pub fn warmed(&self, resource: &str, outcome: &str) {
+        self.warmed.with_label_values(&[resource, outcome]).inc();
+    }
+
     /// Counts entries that a round invalidated.
     pub fn invalidated_by_round(&self, resource: &str, entries: u64) {
         self.resource(resource).invalidations[2].inc_by(entries);
@@ -525,6 +593,20 @@ impl Metrics {
             // Absent rather than zero. It fails where it was absent already.
             None => drop(self.staleness.remove_label_values(&[node])),
         }
+    }
+
+    /// Sets how a breaker is; `None`: there is no such backend any more.
+    pub fn breaker(&self, backend: &str, state: Option<State>) {
+        match state {
+            Some(state) => self.breakers.with_label_values(&[backend]).set(state.gauge()),
+            // It fails where it was absent already.
+            None => drop(self.breakers.remove_label_values(&[backend])),
+        }
+    }
+
+    /// Counts a load that is tried again.
+    pub fn retried(&self, resource: &str) {
+        self.retries.with_label_values(&[resource]).inc();
     }
 
     /// Counts time during which a node was not trusted.

@@ -35,7 +35,7 @@ use self::steps::{Terms, wall_ms};
 use self::wire::{Batch, If, Reply};
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held, Marks};
-use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
+use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
 
@@ -103,6 +103,17 @@ impl MemcachedCache {
     pub async fn settled(&self, patience: Duration) {
         let away = |lane: &Lane| !lane.untried() && lane.live.load().is_none();
         self.lane.turned(patience, |lane| self.health().is_ok() || away(lane)).await;
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory {
+            address: self.address().to_owned(),
+            health: self.health(),
+            staleness: self.staleness(),
+            breaker: Some(self.lane.breaker.state()),
+        }
     }
 
     /// How far behind the database this memory is at most, in milliseconds; `None` where that is not known.
@@ -213,9 +224,12 @@ impl MemcachedCache {
     /// All round trips of one operation together, within its time.
     async fn within<T>(&self, steps: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
         let outcome = tokio::time::timeout(self.shared.timeout, steps).await.unwrap_or(Err(CacheError::TimedOut));
-        if matches!(outcome, Err(CacheError::Disconnected)) {
+        match outcome {
+            Ok(_) => self.lane.breaker.answered(),
+            Err(CacheError::TimedOut) => self.lane.timed_out(),
             // Its supervisor makes another at once.
-            self.lane.wake.notify_one();
+            Err(CacheError::Disconnected) => self.lane.wake.notify_one(),
+            Err(_) => {}
         }
         outcome
     }
@@ -420,7 +434,7 @@ impl Cache for MemcachedCache {
         self.read_grouped(&live, deadlines, places).await
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
@@ -428,7 +442,7 @@ impl Cache for MemcachedCache {
         let leasing = async {
             let Some(groups) = self.groups(&live, first).await? else { return Ok(vec![Lease::Past; places.len()]) };
             let max_entry = self.shared.max_entry;
-            let terms = Terms { groups: &groups, lock: millis(lock), early, verified, max_entry };
+            let terms = Terms { groups: &groups, lock: millis(lock), verified, max_entry };
             steps::lease(&self.shared, &live, places, &terms).await
         };
         let mut leases = self.within(leasing).await?;

@@ -1,8 +1,6 @@
 //! What takes more than one command: look at what is there, decide, and write only if it is there still. The decisions are
 //! those of Redis's scripts.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 
 use super::connection::Connection;
@@ -49,7 +47,6 @@ pub(super) struct Terms<'a> {
     pub(super) groups: &'a [u64],
     /// In milliseconds.
     pub(super) lock: u64,
-    pub(super) early: Duration,
     pub(super) verified: bool,
     pub(super) max_entry: usize,
 }
@@ -173,7 +170,7 @@ fn judge(
         }
         (b'V', Some(Held::Valid { entry, .. })) => {
             let entry = Entry { verified: terms.verified, ..entry };
-            if !entry.ends_within(terms.early) {
+            if entry.ttl_ms > 0 && entry.stored_at != place.refreshes {
                 return Found::Settled(Lease::Hit(entry));
             }
             if marks.fence != NOBODY && !live.locks.has_ended(place.key, cas, marks.lock) {

@@ -2,7 +2,8 @@
 //!
 //! It has caught up with some batch. What is put into it was read from the node after that number was noted, and is
 //! refused if the number has moved meanwhile: so a reader that paused can't bring back what a batch has just removed.
-//! A batch that is missing, another life of the node, or a new connection: everything goes.
+//! A batch that is missing, another life of the node, or a new connection: everything goes; but a new connection leaves the
+//! filters, if no batch is missing.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -15,6 +16,7 @@ use quick_cache::sync::Cache as Map;
 use redis::aio::MultiplexedConnection;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::filter::{Filter, Filters};
 use super::lane::{Deadlines, Live};
 use super::look::look;
 use super::shared::{Shared, now_ms};
@@ -32,6 +34,8 @@ pub(super) struct Local {
     caught: RwLock<Caught>,
     /// The connection that follows the node; its deadline is this tier's.
     live: ArcSwapOption<Live>,
+    /// What rows there are: kept right by the same batches.
+    pub(super) filters: Filters,
 }
 
 /// A moment in the life of the tier.
@@ -70,6 +74,7 @@ impl Local {
             map: Map::with_weighter((max_bytes / 1024).max(16), max_bytes as u64, Weight),
             caught: RwLock::default(),
             live: ArcSwapOption::empty(),
+            filters: Filters::default(),
         });
         tokio::spawn(follow(Arc::clone(shared), Arc::downgrade(&local)));
         local
@@ -123,6 +128,22 @@ impl Local {
         for key in keys {
             self.map.remove(*key);
         }
+        self.filters.insert(keys);
+    }
+
+    /// Begins a filter: it takes the keys of all batches after this moment. `None`: nobody has followed the node yet.
+    pub(super) fn begin(&self, resource: &str, filter: Filter) -> Option<Arc<Filter>> {
+        let caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
+        caught.batch?;
+        let filter = Arc::new(filter);
+        self.filters.register(resource, Arc::clone(&filter));
+        Some(filter)
+    }
+
+    /// A filter has all keys that there were when it was begun; false: it missed something since.
+    pub(super) fn complete(&self, resource: &str, filter: &Arc<Filter>) -> bool {
+        let _caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
+        self.filters.complete(resource, filter)
     }
 
     /// Lets go of what the node holds a later value of. What is here is no less right, but it ends sooner.
@@ -135,13 +156,26 @@ impl Local {
         self.map.weight()
     }
 
-    /// Moves on to a batch, forgetting those keys; `None`: everything.
-    fn advance(&self, batch: Option<u64>, life: u64, keys: Option<&[String]>) {
+    /// Nobody follows the node now: what is being put here is void, and nothing is used. Where it was is kept: a filter is
+    /// dear, and right again once it was told of every batch since, in the same life of the node.
+    fn lost(&self) {
         let mut caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
-        (caught.batch, caught.life) = (batch, life);
-        match keys {
-            Some(keys) => keys.iter().for_each(|key| drop(self.map.remove(key))),
-            None => self.map.clear(),
+        caught.own += 1;
+        self.map.clear();
+    }
+
+    /// Moves on to a batch, forgetting those keys; `None`: everything.
+    fn advance(&self, batch: u64, life: u64, keys: Option<&[String]>) {
+        let mut caught = self.caught.write().unwrap_or_else(PoisonError::into_inner);
+        (caught.batch, caught.life) = (Some(batch), life);
+        if let Some(keys) = keys {
+            for key in keys {
+                self.map.remove(key);
+            }
+            self.filters.insert(keys);
+        } else {
+            self.map.clear();
+            self.filters.clear();
         }
     }
 }
@@ -156,7 +190,7 @@ async fn follow(shared: Arc<Shared>, local: Weak<Local>) {
                 if let Err(error) = step(&shared, &live, &local).await {
                     tracing::debug!(cache = shared.address, %error, "the in-process tier lost its node");
                     local.live.store(None);
-                    local.advance(None, 0, None);
+                    local.lost();
                     break;
                 }
                 if local.live.load().is_none() {
@@ -186,9 +220,9 @@ async fn step(shared: &Shared, live: &Live, local: &Local) -> anyhow::Result<()>
         Some(caught) if caught == batch => {}
         Some(caught) if caught < batch => {
             let batches = batches(shared, &mut conn, caught + 1, batch).await?;
-            local.advance(Some(batch), life, batches.as_deref());
+            local.advance(batch, life, batches.as_deref());
         }
-        _ => local.advance(Some(batch), life, None),
+        _ => local.advance(batch, life, None),
     }
     live.learn(shared, seen);
     Ok(())

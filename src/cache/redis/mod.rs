@@ -5,6 +5,7 @@
 
 pub mod cluster;
 
+mod filter;
 mod lane;
 mod local;
 mod look;
@@ -24,6 +25,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value};
 
+use self::filter::Filter;
+pub use self::filter::{FilterState, bytes_for};
 use self::lane::{Deadlines, Lane, Live};
 use self::local::{Caught, Local};
 pub use self::node::RedisNode;
@@ -33,7 +36,7 @@ use self::unlink::NotHere;
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
-use crate::catalog::Mapping;
+use crate::catalog::{Mapping, Resource};
 use crate::{config, store};
 
 /// How long a read waits for a lane that is about to be trusted.
@@ -50,6 +53,45 @@ pub struct RedisCache {
 impl std::fmt::Debug for RedisCache {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("RedisCache").field("health", &self.health()).finish_non_exhaustive()
+    }
+}
+
+/// A filter that is being built. It is given up when this is dropped.
+pub struct Building {
+    live: Arc<Live>,
+    local: Arc<Local>,
+    filter: Arc<Filter>,
+    resource: String,
+}
+
+impl Building {
+    /// There is this row, by its cache key.
+    pub fn insert(&self, key: &str) {
+        self.filter.insert(key);
+    }
+
+    /// Whether rows of this origin are those that the cache has caught up with.
+    #[must_use]
+    pub fn agrees(&self, origin: u64) -> bool {
+        store::origin(&self.live.control.load().origin) == origin
+    }
+
+    /// There are more keys than it was begun for.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.filter.is_full()
+    }
+
+    /// All rows were inserted: it answers from now on. False: changes were missed meanwhile.
+    #[must_use]
+    pub fn complete(self) -> bool {
+        self.local.complete(&self.resource, &self.filter)
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        self.local.filters.give_up(&self.resource, &self.filter);
     }
 }
 
@@ -83,7 +125,12 @@ impl RedisCache {
     /// How it is.
     #[must_use]
     pub fn memory(&self) -> Memory {
-        Memory { address: self.address().to_owned(), health: self.health(), staleness: self.staleness() }
+        Memory {
+            address: self.address().to_owned(),
+            health: self.health(),
+            staleness: self.staleness(),
+            breaker: Some(self.lane.breaker.state()),
+        }
     }
 
     /// What brings this memory up to date; `None` where nobody is to.
@@ -133,6 +180,61 @@ impl RedisCache {
         {
             local.put(place.key, tag, entry, place.local_ttl, noted);
         }
+    }
+
+    /// What is not in the cache and has no row either: "not found", as the filter in this process knows it.
+    fn known_absent(&self, live: &Live, place: &Place<'_>, lookup: Lookup) -> Lookup {
+        let (Lookup::Absent, true, Some(local)) = (&lookup, place.filtered, self.local.as_deref()) else {
+            return lookup;
+        };
+        let Some(deadlines) = local.deadlines() else { return lookup };
+        let tag = Self::tag(live, place, &[]);
+        let lacks = tag.is_some_and(|tag| local.filters.lacks(place.resource, tag, place.key));
+        if !lacks || self.verified(deadlines) != Ok(true) {
+            return lookup;
+        }
+        let left = deadlines.trust.saturating_sub(now_ms()).max(1);
+        Lookup::Fresh(Entry {
+            payload: Bytes::new(),
+            etag: entry::etag(&[]),
+            negative: true,
+            truncated: false,
+            stored_at: 0,
+            age_ms: 0,
+            ttl_ms: i64::try_from(left).unwrap_or(i64::MAX),
+            cost_us: 0,
+            verified: true,
+            local: true,
+        })
+    }
+
+    /// The filter of a resource's rows, where it answers.
+    #[must_use]
+    pub fn filter(&self, resource: &Resource) -> Option<FilterState> {
+        let live = self.lane.live.load_full()?;
+        self.local.as_ref()?.filters.state(&resource.name, Self::row_tag(&live, resource))
+    }
+
+    /// Begins a filter of a resource's rows, for so many keys. All that there are must be inserted, as they are in the
+    /// database from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`] where it is not known now what is told of changes.
+    pub async fn begin_filter(&self, resource: &Resource, capacity: u64) -> Result<Building, CacheError> {
+        let (live, deadlines) = self.ready().await?;
+        // What is served is registered then: rounds tell of its changes.
+        self.verified(deadlines)?;
+        let local = self.local.as_ref().ok_or(CacheError::Untrusted)?;
+        let prefix = resource.row_prefix();
+        let filter = Filter::new(prefix, Self::row_tag(&live, resource), capacity);
+        let filter = local.begin(&resource.name, filter).ok_or(CacheError::Untrusted)?;
+        Ok(Building { live, local: Arc::clone(local), filter, resource: resource.name.to_string() })
+    }
+
+    fn row_tag(live: &Live, resource: &Resource) -> u64 {
+        let control = live.control.load();
+        entry::tag(resource.shape, control.epoch, control.generation(&resource.name), &[])
     }
 
     /// Whether the tier in this process holds an entry of this key.
@@ -268,8 +370,13 @@ impl RedisCache {
 
     async fn ask(&self, live: &Live, cmd: Cmd) -> Result<Value, CacheError> {
         match live.conn.clone().send_packed_command(&cmd).await {
-            Ok(Value::ServerError(error)) => Err(self.refused(error.code())),
-            Ok(value) => Ok(value),
+            Ok(reply) => {
+                self.lane.breaker.answered();
+                match reply {
+                    Value::ServerError(error) => Err(self.refused(error.code())),
+                    value => Ok(value),
+                }
+            }
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -278,8 +385,10 @@ impl RedisCache {
     async fn ask_all(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
         let count = pipe.len();
         match live.conn.clone().send_packed_commands(pipe, 0, count).await {
-            Ok(values) if values.len() == count => Ok(values),
-            Ok(_) => Err(CacheError::Refused),
+            Ok(values) => {
+                self.lane.breaker.answered();
+                if values.len() == count { Ok(values) } else { Err(CacheError::Refused) }
+            }
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -308,6 +417,7 @@ impl RedisCache {
 
     fn failed(&self, error: &redis::RedisError) -> CacheError {
         if error.is_timeout() {
+            self.lane.timed_out();
             return CacheError::TimedOut;
         }
         if error.is_unrecoverable_error() || error.is_connection_dropped() {
@@ -437,11 +547,11 @@ impl RedisCache {
         live: &Live,
         places: &[Place<'_>],
         groups: &[u64],
-        (lock, early): (Duration, Duration),
+        lock: Duration,
         verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         if !live.set_nx_get {
-            return self.lease_by_script(live, places, groups, (lock, early), verified).await;
+            return self.lease_by_script(live, places, groups, lock, verified).await;
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -462,7 +572,7 @@ impl RedisCache {
                     refused => return Err(refused),
                 },
                 found => match self.judge(live, place, Some(groups), found, verified)? {
-                    Lookup::Fresh(entry) if !entry.ends_within(early) => Lease::Hit(entry),
+                    Lookup::Fresh(entry) if entry.stored_at != place.refreshes => Lease::Hit(entry),
                     Lookup::Pending => Lease::Wait { stale: None },
                     Lookup::Fresh(_) | Lookup::Soft(_) | Lookup::Absent => {
                         unsettled.push(index);
@@ -473,7 +583,7 @@ impl RedisCache {
         }
         if !unsettled.is_empty() {
             let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(live, &places, groups, (lock, early), verified).await?;
+            let settled = self.lease_by_script(live, &places, groups, lock, verified).await?;
             for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
@@ -487,7 +597,7 @@ impl RedisCache {
         live: &Live,
         places: &[Place<'_>],
         groups: &[u64],
-        (lock, early): (Duration, Duration),
+        lock: Duration,
         verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
@@ -495,7 +605,7 @@ impl RedisCache {
         for place in places {
             let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
-            pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), whole(early)));
+            pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), place.refreshes));
             tickets.push(ticket);
         }
         let replies = self.scripts(live, &pipe).await?;
@@ -561,12 +671,7 @@ fn number(reply: &Value) -> Option<u64> {
 
 /// Whole milliseconds, at least one: Redis refuses a life of zero.
 fn millis(duration: Duration) -> u64 {
-    whole(duration).max(1)
-}
-
-/// Whole milliseconds, no more than a script can count.
-fn whole(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(1 << 50)
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 50)
 }
 
 impl Cache for RedisCache {
@@ -586,13 +691,15 @@ impl Cache for RedisCache {
         let verified = self.usable(deadlines, &place)?;
         let lookup = self.judge(&live, &place, Some(&[]), value, verified)?;
         self.keep_local(&live, &place, &lookup, noted);
-        Ok(lookup)
+        Ok(self.known_absent(&live, &place, lookup))
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         if places.iter().all(|place| self.local(place).is_none()) {
-            return self.read_grouped(&live, deadlines, places).await;
+            let found = self.read_grouped(&live, deadlines, places).await?;
+            let all = places.iter().zip(found);
+            return Ok(all.map(|(place, lookup)| self.known_absent(&live, place, lookup)).collect());
         }
         let mut lookups = Vec::with_capacity(places.len());
         let mut rest = Vec::new();
@@ -612,12 +719,12 @@ impl Cache for RedisCache {
         let found = self.read_grouped(&live, deadlines, &asked).await?;
         for ((index, noted), lookup) in rest.into_iter().zip(found) {
             self.keep_local(&live, &places[index], &lookup, noted);
-            lookups[index] = lookup;
+            lookups[index] = self.known_absent(&live, &places[index], lookup);
         }
         Ok(lookups)
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
@@ -627,9 +734,7 @@ impl Cache for RedisCache {
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
             places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
         let mut leases = vec![Lease::Past; places.len()];
-        for (index, lease) in
-            indices.into_iter().zip(self.lease_here(&live, &here, &groups, (lock, early), verified).await?)
-        {
+        for (index, lease) in indices.into_iter().zip(self.lease_here(&live, &here, &groups, lock, verified).await?) {
             leases[index] = lease;
         }
         if let Some(local) = &self.local {

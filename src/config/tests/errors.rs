@@ -67,6 +67,7 @@ fn values_that_make_no_sense_are_quoted_with_what_would() {
         ("server:\n  max_body: 1MB\n", "7: server.max_body: \"1MB\" is no size; write it like 512B, 64KiB or 1MiB"),
         ("server:\n  max_body: 0\n", "7: server.max_body: must be at least 1"),
         ("server:\n  max_batch: 0\n", "7: server.max_batch: must be at least 1"),
+        ("server:\n  max_connections: 0\n", "7: server.max_connections: must be at least 1"),
         ("server:\n  request_timeout: 0s\n", "7: server.request_timeout: must be longer than 0s"),
         ("server:\n  listen: 8080\n", "7: server.listen: \"8080\" is no address and port; write it like 0.0.0.0:8080"),
         (

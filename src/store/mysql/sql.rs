@@ -77,7 +77,50 @@ pub(super) fn statements(resource: &Resource) -> Statements {
             list.limit + 1
         )
     });
-    Statements { row, rows: format!("SELECT {selected} FROM {from} AS t WHERE "), lists: lists.collect() }
+    let rows = format!("SELECT {selected} FROM {from} AS t WHERE ");
+    let lists = lists.collect();
+    let (first_keys, next_keys) = pages(resource);
+    Statements { row, rows, lists, first_keys, next_keys }
+}
+
+/// Pages of keys: the last parameter is how many, what comes before is the key to begin after ([`after`]). What has NULL in
+/// its key can't be asked for.
+fn pages(resource: &Resource) -> (String, String) {
+    let columns: Vec<&Column> = resource.key_columns().collect();
+    let names: Vec<String> = columns.iter().map(|column| format!("t.{}", quote(&column.name))).collect();
+    // Labels are in the order of their declaration, but compared with a text as texts.
+    let is_label = |column: &Column| column.type_name.starts_with("enum") || column.type_name.starts_with("set");
+    let ordered = |(column, name): (&&Column, &String)| {
+        if is_label(column) { format!("CONCAT({name})") } else { name.clone() }
+    };
+    let ordered: Vec<String> = columns.iter().zip(&names).map(ordered).collect();
+    let there: Vec<String> = names.iter().map(|name| format!("{name} IS NOT NULL")).collect();
+    // Spelled out: of a comparison of rows, `(a, b) > (?, ?)`, neither server makes a range of an index.
+    let beyond = |last: usize| {
+        let mut all: Vec<String> =
+            (0..last).map(|index| format!("{} = {}", ordered[index], mark(columns[index]))).collect();
+        all.push(format!("{} > {}", ordered[last], mark(columns[last])));
+        format!("({})", all.join(" AND "))
+    };
+    let beyond: Vec<String> = (0..columns.len()).map(beyond).collect();
+    let (from, names, there) = (from(&resource.table), names.join(", "), there.join(" AND "));
+    let select = format!("SELECT {names} FROM {from} AS t WHERE {there}");
+    let end = format!("ORDER BY {} LIMIT ?", ordered.join(", "));
+    (format!("{select} {end}"), format!("{select} AND ({}) {end}", beyond.join(" OR ")))
+}
+
+/// The parameters of the page that begins after a key: its first part, its first two, and so on.
+pub(super) fn after(resource: &Resource, key: &Key) -> Result<Vec<Value>, StoreError> {
+    let bound = bound(resource, key)?;
+    Ok((1..=bound.len()).flat_map(|count| bound[..count].iter().cloned()).collect())
+}
+
+/// The key that a row of a page is.
+pub(super) fn key(resource: &Resource, row: &Row) -> Key {
+    let text = |(index, column): (usize, &Column)| {
+        value::text(row.as_ref(index).unwrap_or(&Value::NULL), Form::of(column)).unwrap_or_default()
+    };
+    Key::from_database(resource.key_columns().enumerate().map(text).collect())
 }
 
 /// Rows by so many keys.

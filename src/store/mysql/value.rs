@@ -236,7 +236,8 @@ pub(super) fn bind(column: &Column, text: &str) -> Result<Value, StoreError> {
     let form = Form::of(column);
     Ok(match form {
         Form::Integer => integer(text).unwrap_or(Value::NULL),
-        Form::Boolean => Value::Int(i64::from(text == "true")),
+        // A `tinyint(1)` may hold other numbers; the database's own texts of them come back here.
+        Form::Boolean => text.parse().map_or_else(|_| Value::Int(i64::from(text == "true")), Value::Int),
         Form::Decimal => fixed(column, text).map_or(Value::NULL, |digits| Value::Bytes(digits.into_bytes())),
         Form::Float => text.parse::<f32>().ok().filter(|number| number.is_finite()).map_or(Value::NULL, Value::Float),
         Form::Double => text.parse::<f64>().ok().filter(|number| number.is_finite()).map_or(Value::NULL, Value::Double),

@@ -87,7 +87,30 @@ pub(super) fn statements(resource: &Resource) -> Statements {
         )
     });
     let lists = lists.collect();
-    Statements { row, rows, lists }
+    let (first_keys, next_keys) = pages(resource);
+    Statements { row, rows, lists, first_keys, next_keys }
+}
+
+/// Pages of keys: `$1` is how many, what comes then is the key to begin after. The columns themselves are compared and put
+/// in order, so both by the same collation. What has NULL in its key can't be asked for.
+fn pages(resource: &Resource) -> (String, String) {
+    let (keys, from) = (key_texts(resource), resource.table.relation());
+    let names: Vec<String> = resource.key_columns().map(|column| format!("t.{}", quote(&column.name))).collect();
+    let there: Vec<String> = names.iter().map(|name| format!("{name} IS NOT NULL")).collect();
+    let value = |(index, column): (usize, &Column)| format!("${}::text::{}", index + 2, column.cast);
+    let values: Vec<String> = resource.key_columns().enumerate().map(value).collect();
+    let (names, there, values) = (names.join(", "), there.join(" AND "), values.join(", "));
+    let select = format!("SELECT {keys} FROM {from} AS t WHERE {there}");
+    let end = format!("ORDER BY {names} LIMIT $1::int8");
+    (format!("{select} {end}"), format!("{select} AND ({names}) > ({values}) {end}"))
+}
+
+/// Reads the keys of a page.
+pub(super) fn keys(resource: &Resource, found: &[Row]) -> Result<Vec<Key>, Error> {
+    let text = |row: &Row, index| Ok(row.try_get::<_, Option<String>>(index)?.unwrap_or_default());
+    let key =
+        |row| Ok(Key::from_database((0..resource.key.len()).map(|index| text(row, index)).collect::<Result<_, _>>()?));
+    found.iter().map(key).collect()
 }
 
 /// Reads a row that was asked for as `key`.

@@ -14,13 +14,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use deadpool_sqlite::{Config, Hook, HookError, Pool, Runtime};
+use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 
+use super::waiters::Place;
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Page, Row, Rows, Store, StoreError, Waiters, Wanted, Write,
+    WriteError, Written,
 };
-use crate::catalog::{Column, Image, Key, Param, Problem, Resource, Statements, Table, TableName};
+use crate::catalog::{Column, Image, Key, Kind, Param, Problem, Resource, Statements, Table, TableName};
 use crate::config;
 
 /// More readers than cores only wait for each other.
@@ -113,19 +116,30 @@ impl SqliteStore {
         T: Send + 'static,
         E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
     {
+        self.with_for(&Waiters::default(), pool, work).await
+    }
+
+    /// The same as long as anybody waits for it.
+    async fn with_for<T, E>(
+        &self,
+        waiters: &Waiters,
+        pool: &Pool,
+        work: impl FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
+    {
         let limit = self.inner.statement_timeout;
-        let before = self.inner.waiting.fetch_add(1, Ordering::Relaxed);
-        let waited = if before > self.inner.queue {
-            Err(StoreError::Busy)
-        } else {
+        let waiting = async {
+            // Whoever is served at once has a place for that moment too.
+            let _place = Place::take(&self.inner.waiting, self.inner.queue + 1).ok_or(StoreError::Busy)?;
             match tokio::time::timeout(limit, pool.get()).await {
-                Ok(Ok(connection)) => Ok(connection),
-                Ok(Err(refused)) => Err(StoreError::Unavailable(refused.to_string())),
+                Ok(connection) => connection.map_err(|refused| StoreError::Unavailable(refused.to_string())),
                 Err(_) => Err(StoreError::Busy),
             }
         };
-        self.inner.waiting.fetch_sub(1, Ordering::Relaxed);
-        let connection = waited?;
+        let connection = waiters.or(waiting).await?;
         let done = connection
             .interact(move |connection| {
                 let deadline = Instant::now() + limit;
@@ -200,8 +214,45 @@ fn statements(resource: &Resource) -> Statements {
         )
     });
     let lists = lists.collect();
+    let (first_keys, next_keys) = pages(resource);
     // There is no round trip to save: a batch runs the row's statement for each key.
-    Statements { row, rows: String::new(), lists }
+    Statements { row, rows: String::new(), lists, first_keys, next_keys }
+}
+
+/// Pages of keys: the last parameter is how many, what comes before is the key to begin after. A column takes values of any
+/// kind; those that no key finds are left out, and the rest is in the order in which a bound key is compared.
+fn pages(resource: &Resource) -> (String, String) {
+    let names: Vec<String> = resource.key_columns().map(|column| quote(&column.name)).collect();
+    let there = |(name, column): (&String, &Column)| match column.kind {
+        Kind::Integer { .. } => format!("typeof({name}) = 'integer'"),
+        Kind::Boolean => format!("typeof({name}) = 'integer' AND {name} IN (0, 1)"),
+        Kind::Bytes => format!("typeof({name}) = 'blob'"),
+        Kind::Number => format!("typeof({name}) IN ('integer', 'real')"),
+        _ => format!("typeof({name}) NOT IN ('null', 'blob')"),
+    };
+    let there: Vec<String> = names.iter().zip(resource.key_columns()).map(there).collect();
+    let (marks, names) = (vec!["?"; names.len()].join(", "), names.join(", "));
+    let select = format!("SELECT {names} FROM {} WHERE {}", quote(&resource.table.name), there.join(" AND "));
+    let end = format!("ORDER BY {names} LIMIT ?");
+    (format!("{select} {end}"), format!("{select} AND ({names}) > ({marks}) {end}"))
+}
+
+/// Reads a page of keys.
+fn keys(connection: &Connection, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
+    let statements = &resource.statements;
+    let sql = if after.is_some() { &statements.next_keys } else { &statements.first_keys };
+    let mut statement = connection.prepare_cached(sql)?;
+    let begin = after.into_iter().flat_map(|key| resource.key_columns().zip(key.parts()));
+    let mut params: Vec<Value> = begin.map(|(column, part)| value::bind(column, part)).collect();
+    params.push(Value::Integer(i64::try_from(most).unwrap_or(i64::MAX)));
+    let mut rows = statement.query(rusqlite::params_from_iter(params))?;
+    let mut keys = Vec::new();
+    while let Some(row) = rows.next()? {
+        let text = |(index, column): (usize, &Column)| Ok(value::text(row.get_ref(index)?, column).unwrap_or_default());
+        let parts = resource.key_columns().enumerate().map(text).collect::<rusqlite::Result<_>>()?;
+        keys.push(Key::from_database(parts));
+    }
+    Ok(Page { keys, origin: 0 })
 }
 
 /// What is read of a row.
@@ -241,9 +292,9 @@ fn find(connection: &Connection, resource: &Resource, key: &Key) -> rusqlite::Re
 }
 
 impl Load for SqliteStore {
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
+    async fn rows(&self, resource: &Resource, keys: &[&Key], waiters: &Waiters) -> Result<Batch, StoreError> {
         let (resource, keys) = (resource.clone(), keys.iter().map(|key| (*key).clone()).collect::<Vec<_>>());
-        self.with(&self.inner.readers, move |connection| {
+        self.with_for(waiters, &self.inner.readers, move |connection| {
             // All of a batch from one state of the database.
             let snapshot = connection.transaction()?;
             let mut rows = Vec::with_capacity(keys.len());
@@ -259,9 +310,15 @@ impl Load for SqliteStore {
         .await
     }
 
-    async fn list(&self, resource: &Resource, index: usize, asked: &str) -> Result<Rows, StoreError> {
+    async fn list(
+        &self,
+        resource: &Resource,
+        index: usize,
+        asked: &str,
+        waiters: &Waiters,
+    ) -> Result<Rows, StoreError> {
         let (resource, asked) = (resource.clone(), asked.to_owned());
-        self.with(&self.inner.readers, move |connection| {
+        self.with_for(waiters, &self.inner.readers, move |connection| {
             let list = &resource.lists[index];
             let mut statement = connection.prepare_cached(&resource.statements.lists[index])?;
             let param = value::bind(&resource.table.columns[list.column], &asked);
@@ -285,9 +342,9 @@ impl Load for SqliteStore {
         .await
     }
 
-    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+    async fn query(&self, resource: &Resource, params: &[Param], waiters: &Waiters) -> Result<Rows, StoreError> {
         let (resource, params) = (resource.clone(), params.to_vec());
-        self.with(&self.inner.readers, move |connection| query::run(connection, &resource, &params)).await
+        self.with_for(waiters, &self.inner.readers, move |connection| query::run(connection, &resource, &params)).await
     }
 }
 
@@ -320,11 +377,27 @@ impl Store for SqliteStore {
         Ok((resource, Vec::new()))
     }
 
-    async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
+    async fn write(
+        &self,
+        resource: &Resource,
+        write: Write,
+        last: &LastWord,
+        waiters: &Waiters,
+    ) -> Result<Written, WriteError> {
         let (resource, last, runtime) = (resource.clone(), last.clone(), Handle::current());
         // On a thread of its own, which may wait.
         let ask = move |written: &Written| runtime.block_on(last.given(written));
-        self.with(&self.inner.writer, move |connection| write::run(connection, &resource, &write, ask)).await
+        self.with_for(waiters, &self.inner.writer, move |connection| write::run(connection, &resource, &write, ask))
+            .await
+    }
+
+    async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
+        let (resource, after) = (resource.clone(), after.cloned());
+        self.with(&self.inner.readers, move |connection| keys(connection, &resource, after.as_ref(), most)).await
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

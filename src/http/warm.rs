@@ -1,0 +1,240 @@
+//! `/admin/warm/{resource}`: fills the cache with rows of a resource, and tells how it goes while it does: a line of JSON
+//! about once a second, and a last one that says how it ended.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix_web::http::Method;
+use actix_web::http::header::CACHE_CONTROL;
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::front::Front;
+use super::problem::Problem;
+use super::{body, keys};
+use crate::aside::{RATE, Share, Tally, Warming, batches};
+use crate::catalog::{Capture, KeyError, Resource, Target};
+use crate::served::Health;
+use crate::store::StoreError;
+
+/// Between two lines.
+const LINE: Duration = Duration::from_secs(1);
+/// Between two looks whether the service is to stop.
+const LOOK: Duration = Duration::from_millis(100);
+/// What is under way when it is stopped has this long to end.
+const STOP: Duration = Duration::from_secs(1);
+
+/// The most rows that are hot.
+const HOT: usize = 256;
+
+/// What is being warmed in this process. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Underway {
+    resources: Arc<Mutex<HashSet<Arc<str>>>>,
+    share: Share,
+}
+
+impl Underway {
+    /// Nothing yet, with a share of so many connections to the database.
+    #[must_use]
+    pub fn new(connections: u32) -> Self {
+        Self { resources: Arc::default(), share: Share::of(connections) }
+    }
+
+    /// Takes a resource's place, which is free again when it is dropped.
+    fn begin(&self, name: &Arc<str>) -> Option<Place> {
+        let begun = self.resources.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(name));
+        begun.then(|| Place { all: self.clone(), name: Arc::clone(name) })
+    }
+}
+
+/// The right to warm a resource.
+struct Place {
+    all: Underway,
+    name: Arc<str>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.all.resources.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+/// What is to be warmed: one of the three.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    keys: Option<Vec<Box<RawValue>>>,
+    all: Option<bool>,
+    hot: Option<bool>,
+    rate: Option<u32>,
+}
+
+/// Any method.
+pub(super) async fn handle(
+    front: &Front,
+    request: &HttpRequest,
+    payload: web::Payload,
+    name: &str,
+) -> Result<HttpResponse, Problem> {
+    let resource = front.resource(&keys::decode(name)?)?;
+    if *request.method() != Method::POST {
+        return Err(Problem::method_not_allowed(&["POST"]));
+    }
+    let (asked, _): (Asked, _) = body::json(front, request, payload).await?;
+    let tally = Arc::new(Tally::default());
+    let targets = match (asked.keys, asked.all, asked.hot) {
+        (Some(keys), None, None) => Some(named(&resource, &keys, &tally)?),
+        (None, Some(true), None) => None,
+        (None, None, Some(true)) => Some(hot(front, &resource)),
+        _ => {
+            let words = r#"say which rows, in one way: {"keys":[…]}, {"all":true} or {"hot":true}"#;
+            return Err(Problem::bad_request(words));
+        }
+    };
+    if resource.capture == Capture::Lacking {
+        let words = "its changes are not captured, so it is served past the cache; /readyz?verbose says more";
+        return Err(Problem::conflict(format!("{} can't be warmed: {words}", resource.name)));
+    }
+    let Some(place) = front.underway.begin(&resource.name) else {
+        return Err(Problem::conflict(format!("{} is being warmed already", resource.name)));
+    };
+    let total = targets.as_ref().map(|targets| targets.len() as u64 + tally.counts().keys());
+    let share = front.underway.share.clone();
+    let rows: BoxStream<'static, Result<Vec<Target>, StoreError>> = match targets {
+        Some(targets) => batches(targets).map(Ok).boxed(),
+        None => front.aside.all(&resource, &share).boxed(),
+    };
+    let warming = front.aside.warm(rows, tally, asked.rate.unwrap_or(RATE), share);
+    let told = Told { warming, _place: place, health: Arc::clone(&front.health), total, started: Instant::now() };
+    let mut response = HttpResponse::Ok();
+    response.content_type("application/x-ndjson").insert_header((CACHE_CONTROL, "no-store"));
+    Ok(response.streaming(told.lines()))
+}
+
+/// The rows that are read most at this replica; lists are left to their readers.
+fn hot(front: &Front, resource: &Arc<Resource>) -> Vec<Target> {
+    let prefix = resource.row_prefix();
+    let hot = front.aside.top(HOT).hot.into_iter().filter(|one| one.resource == resource.name);
+    hot.filter_map(|one| resource.row_spelled(one.key.strip_prefix(&prefix)?).ok()).collect()
+}
+
+/// The rows that a body names. One that no row can have is absent.
+fn named(resource: &Arc<Resource>, keys: &[Box<RawValue>], tally: &Tally) -> Result<Vec<Target>, Problem> {
+    let mut targets = Vec::with_capacity(keys.len());
+    for (index, key) in keys.iter().enumerate() {
+        match one(resource, key.get()) {
+            Ok(target) => targets.push(target),
+            Err(KeyError::CannotExist) => tally.absent(),
+            Err(KeyError::Malformed(words)) => return Err(Problem::bad_request(format!("keys[{index}]: {words}"))),
+        }
+    }
+    Ok(targets)
+}
+
+/// A key: a text as it stands in a path, a number, or an array of the parts.
+fn one(resource: &Arc<Resource>, json: &str) -> Result<Target, KeyError> {
+    let text = |json: &str| match json.as_bytes().first() {
+        Some(b'"') => serde_json::from_str::<String>(json).map_err(|error| KeyError::Malformed(error.to_string())),
+        Some(b'[' | b'{' | b'n') | None => Err(KeyError::Malformed("expected a text or a number".into())),
+        Some(_) => Ok(json.to_owned()),
+    };
+    if json.starts_with('[') {
+        let parts: Vec<Box<RawValue>> =
+            serde_json::from_str(json).map_err(|error| KeyError::Malformed(error.to_string()))?;
+        return resource.row(parts.iter().map(|part| text(part.get())).collect::<Result<_, _>>()?);
+    }
+    resource.row_spelled(&text(json)?)
+}
+
+/// Warming that is told of. When whoever listens hangs up, this is dropped, and all ends.
+struct Told {
+    warming: Warming,
+    _place: Place,
+    health: Arc<Health>,
+    total: Option<u64>,
+    started: Instant,
+}
+
+/// How it ended.
+enum End {
+    Done,
+    GaveUp(StoreError),
+    Stopped,
+}
+
+impl Told {
+    fn lines(self) -> impl Stream<Item = Result<Bytes, actix_web::Error>> {
+        stream::unfold(Some(self), |told| async move {
+            let mut told = told?;
+            let end = told.next().await;
+            let line = told.line(end.as_ref());
+            Some((Ok(line), end.is_none().then_some(told)))
+        })
+    }
+
+    /// Waits for the next line's time, or the end.
+    async fn next(&mut self) -> Option<End> {
+        let until = Instant::now() + LINE;
+        loop {
+            match tokio::time::timeout(LOOK, self.warming.ended()).await {
+                Ok(Ok(())) => return Some(End::Done),
+                Ok(Err(error)) => return Some(End::GaveUp(error)),
+                Err(_) if self.health.draining.load(Ordering::Relaxed) => {
+                    self.warming.stop();
+                    // What is not done by then is not waited for.
+                    let _ = tokio::time::timeout(STOP, self.warming.ended()).await;
+                    return Some(End::Stopped);
+                }
+                Err(_) if Instant::now() >= until => return None,
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn line(&self, end: Option<&End>) -> Bytes {
+        let counts = self.warming.counts();
+        let mut line = json!({
+            "done": matches!(end, Some(End::Done)),
+            "keys": counts.keys(),
+            "filled": counts.filled,
+            "present": counts.present,
+            "absent": counts.absent,
+            "failed": counts.failed,
+            "seconds": (self.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
+        });
+        if let Some(total) = self.total {
+            line["total"] = total.into();
+        }
+        if end.is_some() && counts.failed > 0 {
+            line["why"] = json!(counts.why);
+        }
+        match end {
+            Some(End::Stopped) => line["stopped"] = "the service is stopping".into(),
+            Some(End::GaveUp(error)) => line["stopped"] = gave_up(error).into(),
+            Some(End::Done) | None => {}
+        }
+        let mut text = line.to_string();
+        text.push('\n');
+        text.into()
+    }
+}
+
+/// Why there was no use in going on, without what the database said.
+fn gave_up(error: &StoreError) -> &'static str {
+    tracing::warn!(%error, "warming gave up");
+    match error {
+        StoreError::Unavailable(_) => "the database can't be reached",
+        StoreError::Busy => "too many requests wait for the database",
+        StoreError::TimedOut => "the database took too long",
+        StoreError::Changed(_) => "the table has changed",
+        _ => "the database refused the statement",
+    }
+}
