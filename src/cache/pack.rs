@@ -1,6 +1,6 @@
 //! Payloads in fewer bytes, for a memory at the other end of a connection: LZ4 blocks behind their unpacked size.
 //!
-//! LZ4 and not zstd: `docs/adr/0011-compression.md`. Left out: dictionaries, and levels to choose from.
+//! LZ4 and not zstd: `docs/adr/0013-compression.md`. Left out: dictionaries, and levels to choose from.
 
 use bytes::Bytes;
 use lz4_flex::block;
