@@ -15,7 +15,8 @@ use crate::servers::{Kind, Memcached, Redis};
 
 const LOCK: Duration = Duration::from_secs(30);
 
-fn place(key: &str) -> Place<'_> {
+/// Where the tests keep what they keep.
+pub fn place(key: &str) -> Place<'_> {
     Place {
         key,
         resource: "fruit",

@@ -18,6 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 #[allow(dead_code, reason = "no adapter can be told to evict")]
 mod model;
 
+use crate::cache_suite::place;
 use crate::servers::{Memcached, Redis};
 use model::{Answer, Command, Entry};
 
@@ -81,16 +82,7 @@ fn lasting(byte: u8) -> Fill {
 
 /// Runs a case on both sides, and compares every answer.
 async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCaseError> {
-    let place = Place {
-        key,
-        resource: "fruit",
-        shape: 1,
-        groups: &[],
-        local_ttl: Duration::ZERO,
-        filtered: false,
-        refreshes: 0,
-        strict: false,
-    };
+    let place = place(key);
     let writers = [Fence::new().expect("randomness"), Fence::new().expect("randomness")];
     let mut tickets: Vec<Ticket> = Vec::new();
     let mut model: Entry<u8> = Entry::Absent;
