@@ -172,8 +172,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         let metrics = self.core.metrics.resource(&first.target.resource().name);
         let mut covers: Vec<u32> = jobs.iter().map(Job::advance).collect();
         let started = Instant::now();
-        let loaded = self.renewing(&jobs).await;
+        let waiters = Waiters::default();
+        let loaded = self.renewing(&jobs, &waiters).await;
         let database = started.elapsed();
+        // Not what the queue took: the fuller it is, the more would be refreshed, and the sooner.
+        let cost = waiters.admitted().unwrap_or(started).elapsed();
         let loaded = match loaded {
             Ok(loaded) => loaded,
             // One value that the database can't read must not cost the others their answer.
@@ -197,7 +200,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         let mut over = Vec::new();
         let mut entries = Vec::with_capacity(jobs.len());
         for (index, (job, loaded)) in jobs.iter().zip(loaded).enumerate() {
-            let fill = loaded.fill(&job.target, database);
+            let fill = loaded.fill(&job.target, cost);
             entries.push(fill.entry());
             self.core.top.loaded(&job.target, fill.payload.len(), started.into_std());
             let Some(ticket) = job.ticket else { continue };
@@ -254,9 +257,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
     }
 
     /// Loads, keeps the locks alive meanwhile, and says when nobody waits for it any more.
-    async fn renewing(&self, jobs: &[Job]) -> Result<Vec<Loaded>, StoreError> {
-        let (held, waiters) = (held(jobs.iter()), Waiters::default());
-        let (load, deserted) = (self.core.load(jobs, &waiters), deserted(jobs));
+    async fn renewing(&self, jobs: &[Job], waiters: &Waiters) -> Result<Vec<Loaded>, StoreError> {
+        let held = held(jobs.iter());
+        let (load, deserted) = (self.core.load(jobs, waiters), deserted(jobs));
         tokio::pin!(load, deserted);
         let mut left = false;
         loop {

@@ -333,6 +333,16 @@ async fn a_refresh_that_fails_is_not_tried_at_once_and_the_entry_stays_a_hit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_load_costs_is_its_own_time_and_not_the_queues() {
+    let heart = Heart::narrow(1);
+    let (first, second) = (heart.begin(1).await, heart.begin(2).await);
+    for read in [first, second] {
+        let cost = read.await.expect("no panic").expect("it is answered").entry.cost_us;
+        assert!((1_000_000..1_100_000).contains(&cost), "{cost}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_that_failed_delays_nobody_past_the_ttl() {
     let heart = Heart::new(1 << 10);
     let ttl = heart.read(1).await.expect("it is answered").entry.ttl_ms.unsigned_abs();

@@ -7,43 +7,57 @@
 
 #[cfg(feature = "store")]
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
 
 /// Whoever waits for one load or write. By default somebody does, to the end. Clones share everything.
 #[derive(Clone, Debug, Default)]
-pub struct Waiters(CancellationToken);
+pub struct Waiters {
+    left: CancellationToken,
+    admitted: Arc<Mutex<Option<Instant>>>,
+}
 
 impl Waiters {
     /// Says that nobody waits any more.
     pub fn leave(&self) {
-        self.0.cancel();
+        self.left.cancel();
     }
 
     /// Says so when what this gives is dropped.
     #[must_use]
     pub fn until_dropped(&self) -> impl Drop + use<> {
-        self.0.clone().drop_guard()
+        self.left.clone().drop_guard()
     }
 
     /// Resolves once nobody waits any more.
     pub async fn gone(&self) {
-        self.0.cancelled().await;
+        self.left.cancelled().await;
     }
 
-    /// The outcome of `work`, while anybody waits for it. It must be safe to drop at any moment.
+    /// When the last of what had to be waited for was there: from then on the store works. `None` where nothing had to be.
+    #[must_use]
+    pub fn admitted(&self) -> Option<Instant> {
+        *self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The outcome of `work`, which comes before the store's own, while anybody waits for it. It must be safe to drop at any
+    /// moment.
     ///
     /// # Errors
     ///
     /// [`StoreError::Abandoned`], and those of `work`.
     pub async fn or<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
             done = work => done,
             () = self.gone() => Err(StoreError::Abandoned),
-        }
+        };
+        *self.admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        outcome
     }
 }
 

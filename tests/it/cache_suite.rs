@@ -15,8 +15,7 @@ use crate::servers::{Kind, Memcached, Redis};
 
 const LOCK: Duration = Duration::from_secs(30);
 
-/// Where the tests keep what they keep.
-pub fn place(key: &str) -> Place<'_> {
+fn place(key: &str) -> Place<'_> {
     Place {
         key,
         resource: "fruit",

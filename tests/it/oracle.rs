@@ -18,7 +18,6 @@ use tokio::runtime::{Builder, Runtime};
 #[allow(dead_code, reason = "no adapter can be told to evict")]
 mod model;
 
-use crate::cache_suite::place;
 use crate::servers::{Memcached, Redis};
 use model::{Answer, Command, Entry};
 
@@ -77,6 +76,19 @@ fn lasting(byte: u8) -> Fill {
         grace: Duration::ZERO,
         cost: Duration::ZERO,
         origin: 0,
+    }
+}
+
+fn place(key: &str) -> Place<'_> {
+    Place {
+        key,
+        resource: "fruit",
+        shape: 1,
+        groups: &[],
+        local_ttl: Duration::ZERO,
+        filtered: false,
+        refreshes: 0,
+        strict: false,
     }
 }
 
