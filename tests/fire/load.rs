@@ -89,8 +89,8 @@ impl Default for Window {
 impl Window {
     pub fn record(&mut self, how: How, took: Duration) {
         self.counts[how as usize] += 1;
-        let histogram =
-            self.latencies[how as usize].get_or_insert_with(|| Histogram::new(2).expect("two digits can be kept"));
+        let histogram = self.latencies[how as usize]
+            .get_or_insert_with(|| Histogram::new_with_bounds(1, 60_000_000, 2).expect("sound bounds"));
         histogram.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
     }
 

@@ -2,6 +2,12 @@
 
 use std::fmt::Display;
 
+use crate::load::Window;
+use crate::wire::How;
+
+/// Milliseconds.
+const BUSY: f64 = 10.0;
+
 pub struct Report {
     title: String,
     lines: Vec<Line>,
@@ -19,6 +25,16 @@ struct Line {
 impl Report {
     pub fn new(title: impl Into<String>, timed: bool) -> Self {
         Self { title: title.into(), lines: Vec::new(), timed }
+    }
+
+    /// How it was before: a machine on which even hits wait is busy with something else, and its times are not judged.
+    pub fn calm(&mut self, window: &Window) {
+        let p50 = window.percentile(50.0, &[How::Hit, How::Miss, How::Bypass]);
+        self.seen("calm: reads, their p50", format!("{}, {p50:.2} ms", window.asked()));
+        if p50 > BUSY && self.timed {
+            self.seen("calm: this machine is too busy", "no times are judged");
+            self.timed = false;
+        }
     }
 
     /// A figure that nothing depends on.

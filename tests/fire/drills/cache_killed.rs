@@ -74,6 +74,7 @@ async fn drill(fleet: &mut Fleet, base: f64, hung: bool) -> Report {
     let how = if hung { "hung" } else { "killed" };
     let title = format!("cache {how} for {} s at {RATE} reads/s over three replicas", AWAY.as_secs());
     let mut report = Report::new(title, true);
+    report.calm(&seen.between(calm, gone));
     let whole = seen.between(calm, end);
     let failed = whole.asked() - whole.served();
     report.must("reads that failed", format!("{failed} of {}", whole.asked()), "0", failed == 0);

@@ -48,6 +48,7 @@ pub async fn run(plot: Option<&str>) -> Report {
     let permits = POOL * fleet.apps.len();
     #[expect(clippy::cast_precision_loss, reason = "two dozen")]
     let capacity = permits as f64 / PACE.as_secs_f64();
+    report.calm(&seen.between(calm, flushed));
     report.seen("calm: hits", format!("{:.2} %", seen.between(calm, flushed).hit_ratio() * 100.0));
     report.seen("calm: rows read per second", format!("{:.0}", looks.rate(calm, flushed)));
     let rates = looks.rates(flushed, end, STEP);
@@ -83,7 +84,7 @@ pub async fn run(plot: Option<&str>) -> Report {
         [1, 5, 10, 20].map(|second| format!("{:.0} %", at(second) * 100.0)).join(", "),
     );
     report.must("hits at the end", format!("{:.1} %", late * 100.0), "more than after 1 s", late > soon);
-    let rate = looks.rate(end - Duration::from_secs(5), end);
+    let rate = looks.rate(flushed + AFTER * 7 / 8, end);
     report.seen("rows read per second at the end / peak", format!("{:.2} × ({rate:.0}/s)", ratio(rate, peak)));
     let p99 = |window: crate::load::Window| window.percentile(99.0, &[How::Hit]);
     let (calm_p99, after_p99) = (p99(seen.between(calm, flushed)), p99(whole.clone()));

@@ -54,6 +54,7 @@ pub async fn run() -> Report {
         "idle: {IDLE} idle connections ({SILENT} never asked) and {SLOW} that send a byte per second, at one replica"
     );
     let mut report = Report::new(title, true);
+    report.calm(&before);
     let failed = during.asked() - during.served();
     report.must("other reads that failed", format!("{failed} of {}", during.asked()), "0", failed == 0);
     let p99 = |window: &Window| window.percentile(99.0, &[How::Hit]);

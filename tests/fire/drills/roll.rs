@@ -55,6 +55,7 @@ pub async fn run() -> Report {
     let looks = watch.end();
 
     let mut report = Report::new(format!("roll: three replicas replaced one by one at {RATE} reads/s"), true);
+    report.calm(&seen.between(calm, roll));
     let whole = seen.between(calm, end);
     let failed = whole.asked() - whole.served();
     report.must("reads that failed", format!("{failed} of {}", whole.asked()), "0", failed == 0);
