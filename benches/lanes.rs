@@ -102,10 +102,19 @@ async fn main() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let payload = bytes::Bytes::from(vec![b'x'; 200]);
-    let lease = cache.lease(&[PLACE], Duration::from_secs(5)).await.expect("it answers").remove(0);
+    let lease = cache.lease(&[PLACE], Duration::from_secs(5), Duration::ZERO).await.expect("it answers").remove(0);
     let Lease::Fill { ticket, .. } = lease else { panic!("the key is new") };
     let (ttl, grace) = (Duration::from_hours(1), Duration::ZERO);
-    let fill = Fill { etag: entry::etag(&payload), payload, negative: false, truncated: false, ttl, grace, origin: 0 };
+    let fill = Fill {
+        etag: entry::etag(&payload),
+        payload,
+        negative: false,
+        truncated: false,
+        ttl,
+        grace,
+        cost: Duration::ZERO,
+        origin: 0,
+    };
     cache.fill(&[(PLACE, ticket, fill)]).await.expect("it answers");
     let manager = Manager::new(url.as_str()).expect("the URL is sound");
     let pool = Pool::builder(manager).max_size(16).build().expect("a pool can be made");

@@ -30,6 +30,8 @@ pub fn serve(config: &Config, store: AnyStore, cache: AnyCache, metrics: Arc<Met
     let limits = Limits {
         max_entry: config.cache.max_entry,
         wait: config.database.statement_timeout + Duration::from_millis(500),
+        // Half of the connections: whoever misses goes first.
+        refreshes: usize::try_from(config.database.pool_size / 2).unwrap_or(1).max(1),
         audit_ratio: config.telemetry.audit_ratio,
         max_staleness: config.invalidation.max_staleness,
         hold: config.database.statement_timeout + Duration::from_secs(5),

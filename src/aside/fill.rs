@@ -1,9 +1,10 @@
 //! The work of a flight: get the lease, load under it, fill; or wait for whoever has it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::answer::{Forward, Source};
 use super::flight::{Landed, Landing, Pilot};
@@ -26,12 +27,12 @@ pub(super) struct Led {
 }
 
 /// A target that is to be loaded.
-struct Job {
-    target: Target,
+pub(super) struct Job {
+    pub(super) target: Target,
     /// `None` once the flight has landed with what is stale: then the load is for the next reader.
     pilot: Option<Pilot>,
     /// `None`: nothing will be stored.
-    ticket: Option<Ticket>,
+    pub(super) ticket: Option<Ticket>,
     stale: Option<Stale>,
     forward: Forward,
 }
@@ -70,9 +71,9 @@ impl Led {
     }
 }
 
-struct Flight<'a, C, S> {
-    core: &'a Core<C, S>,
-    began: Instant,
+pub(super) struct Flight<'a, C, S> {
+    pub(super) core: &'a Core<C, S>,
+    pub(super) began: Instant,
 }
 
 impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
@@ -84,7 +85,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         }
         let covers: Vec<u32> = led.iter().map(|led| led.pilot.advance()).collect();
         let places: Vec<Place<'_>> = led.iter().map(|led| led.target.place()).collect();
-        let Ok(leases) = self.core.asked("lease", self.core.cache.lease(&places, LOCK)).await else {
+        let Ok(leases) = self.core.asked("lease", self.core.cache.lease(&places, LOCK, Duration::ZERO)).await else {
             sorted.load = led.into_iter().map(|led| led.unstored(Forward::Bypass)).collect();
             return sorted;
         };
@@ -102,8 +103,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
                 Lease::Wait { stale } => sorted.wait.push((led, stale.map(|_| Stale { covers }))),
                 Lease::Fill { ticket, stale: Some(entry) } if revalidating(&led.target, &entry) => {
                     self.land(led.pilot, Ok(stale(entry)), covers, Duration::ZERO);
-                    let (pilot, ticket, forward) = (None, Some(ticket), Forward::Stale);
-                    sorted.load.push(Job { target: led.target, pilot, ticket, stale: None, forward });
+                    self.core.metrics.resource(&led.target.resource().name).revalidated();
+                    sorted.load.push(Job::ahead(led.target, ticket, Forward::Stale));
                 }
                 Lease::Fill { ticket, stale } => {
                     let forward = if stale.is_some() { Forward::Stale } else { Forward::Miss };
@@ -161,7 +162,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
     }
 
     /// Loads all jobs with one statement, fills what may be stored, and lands.
-    async fn load(&self, mut jobs: Vec<Job>) {
+    pub(super) async fn load(&self, mut jobs: Vec<Job>) {
         let Some(first) = jobs.first() else { return };
         let metrics = self.core.metrics.resource(&first.target.resource().name);
         let mut covers: Vec<u32> = jobs.iter().map(Job::advance).collect();
@@ -178,7 +179,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
                 return;
             }
             Err(error) => {
-                self.give_back(&jobs).await;
+                self.give_back(&jobs, &error).await;
                 self.failed(jobs, &error, database).await;
                 return;
             }
@@ -187,7 +188,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         let mut unused = Vec::new();
         let mut entries = Vec::with_capacity(jobs.len());
         for (index, (job, loaded)) in jobs.iter().zip(loaded).enumerate() {
-            let fill = loaded.fill(&job.target);
+            let fill = loaded.fill(&job.target, database);
             entries.push(fill.entry());
             let Some(ticket) = job.ticket else { continue };
             if !loaded.storable(&job.target) {
@@ -233,7 +234,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
 
     /// Loads, and keeps the locks alive meanwhile.
     async fn renewing(&self, jobs: &[Job]) -> Result<Vec<Loaded>, StoreError> {
-        let held = held(jobs);
+        let held = held(jobs.iter());
         let load = self.core.load(jobs);
         tokio::pin!(load);
         loop {
@@ -247,8 +248,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         }
     }
 
-    async fn give_back(&self, jobs: &[Job]) {
-        let held = held(jobs);
+    /// Gives up leases under which nothing was loaded. Where the store is in trouble, a refresh that nobody waits for keeps
+    /// its lease, which ends by itself: until then no process of the fleet tries again.
+    async fn give_back(&self, jobs: &[Job], error: &StoreError) {
+        let keeps = |job: &&Job| error.is_outage() && job.pilot.is_none() && job.forward == Forward::Stale;
+        let held: Vec<_> = held(jobs.iter().filter(|job| !keeps(job)));
         if !held.is_empty() {
             // Where it fails, the locks end by themselves.
             let _ = self.core.asked("release", self.core.cache.release(&held)).await;
@@ -290,8 +294,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
     }
 }
 
-fn held(jobs: &[Job]) -> Vec<(Place<'_>, Ticket)> {
-    jobs.iter().filter_map(|job| Some((job.target.place(), job.ticket?))).collect()
+fn held<'a>(jobs: impl Iterator<Item = &'a Job>) -> Vec<(Place<'a>, Ticket)> {
+    jobs.filter_map(|job| Some((job.target.place(), job.ticket?))).collect()
 }
 
 fn stale(entry: Entry) -> Landed {
@@ -309,6 +313,11 @@ fn revalidating(target: &Target, entry: &Entry) -> bool {
 }
 
 impl Job {
+    /// A load that nobody waits for.
+    pub(super) fn ahead(target: Target, ticket: Ticket, forward: Forward) -> Self {
+        Self { target, pilot: None, ticket: Some(ticket), stale: None, forward }
+    }
+
     fn advance(&self) -> u32 {
         self.pilot.as_ref().map_or(0, Pilot::advance)
     }
@@ -332,7 +341,7 @@ impl Loaded {
         }
     }
 
-    fn fill(&self, target: &Target) -> Fill {
+    fn fill(&self, target: &Target, cost: Duration) -> Fill {
         let policy = target.policy();
         let negative = self.payload.is_none();
         let payload = self.payload.clone().unwrap_or_default();
@@ -347,6 +356,7 @@ impl Loaded {
             truncated: self.truncated,
             ttl,
             grace,
+            cost,
             origin: self.origin,
         }
     }
@@ -362,6 +372,7 @@ impl Fill {
             truncated: self.truncated,
             age_ms: 0,
             ttl_ms: i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX),
+            cost_us: u32::try_from(self.cost.as_micros()).unwrap_or(u32::MAX),
             verified: true,
             local: false,
         }
@@ -373,7 +384,7 @@ impl<C, S: Load> Core<C, S> {
     pub(super) async fn load_one(&self, target: &Target) -> Result<Fill, StoreError> {
         let job = Job { target: target.clone(), pilot: None, ticket: None, stale: None, forward: Forward::Bypass };
         let loaded = self.load(&[job]).await?;
-        loaded.first().map(|loaded| loaded.fill(target)).ok_or(StoreError::Busy)
+        loaded.first().map(|loaded| loaded.fill(target, Duration::ZERO)).ok_or(StoreError::Busy)
     }
 
     /// One statement for all jobs, in their order.

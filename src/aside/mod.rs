@@ -19,6 +19,7 @@ mod flight;
 mod invalidate;
 mod read;
 mod read_many;
+mod refresh;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -32,6 +33,7 @@ use tokio::runtime::Handle;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
+use refresh::Refreshes;
 pub use write::Wrote;
 pub use writes::Writes;
 
@@ -55,6 +57,9 @@ pub struct Limits {
     pub wait: Duration,
     /// How long a writer holds entries at most: longer than the database lets its transaction live.
     pub hold: Duration,
+    /// Statements that refresh what is still fresh, at most at once: a part of what the store takes, for whoever misses
+    /// goes before them.
+    pub refreshes: usize,
     /// The share of hits that are compared with the database.
     pub audit_ratio: f64,
     /// How far behind the database a hit may be.
@@ -80,6 +85,7 @@ struct Core<C, S> {
     cache: C,
     store: S,
     flights: Flights,
+    refreshes: Refreshes,
     limits: Limits,
     metrics: Arc<Metrics>,
     /// Where flights and writes run, whatever becomes of the request that began them.
@@ -107,6 +113,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             cache: cache.clone(),
             store,
             flights,
+            refreshes: Refreshes::new(limits.refreshes),
             limits,
             metrics,
             runtime: Handle::current(),

@@ -7,7 +7,7 @@ use tokio::time::timeout_at;
 use super::answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use super::fill::{self, Led};
 use super::flight::{Arrived, Boarded, Landing, Passenger};
-use super::{Aside, Core};
+use super::{Aside, Core, refresh};
 use crate::cache::{Cache, CacheError, Lookup};
 use crate::catalog::Target;
 use crate::store::Load;
@@ -55,6 +55,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                 match self.core.asked("get", self.cache.read(target.place())).await {
                     Ok(Lookup::Fresh(entry)) => {
                         self.core.audit_hit(target);
+                        if refresh::due(target, &entry) {
+                            self.core.refresh_ahead(vec![(target.clone(), entry.clone())]);
+                        }
                         let status = Status::hit(looked.elapsed());
                         return Ok(Answer { entry, status });
                     }

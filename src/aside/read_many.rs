@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use tokio::time::timeout_at;
 
-use super::Aside;
 use super::answer::{Answer, Ask, ReadError, Status};
 use super::flight::Arrived;
 use super::read::{LOST, Path};
+use super::{Aside, refresh};
 use crate::cache::{Cache, Lookup, Place};
 use crate::catalog::Target;
 use crate::store::Load;
@@ -61,11 +61,16 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                 match self.core.asked("get_many", self.cache.read_many(&asked)).await {
                     Ok(lookups) => {
                         let took = looked.elapsed();
+                        let mut due = Vec::new();
                         for (index, lookup) in open.iter().zip(lookups) {
                             if let Lookup::Fresh(entry) = lookup {
+                                if refresh::due(distinct[*index], &entry) {
+                                    due.push((distinct[*index].clone(), entry.clone()));
+                                }
                                 answers[*index] = Some(Answer { entry, status: Status::hit(took) });
                             }
                         }
+                        self.core.refresh_ahead(due);
                         open.retain(|index| answers[*index].is_none());
                     }
                     Err(_) => path = Path::Bypass,

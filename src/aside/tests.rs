@@ -121,6 +121,7 @@ impl Heart {
             max_entry,
             wait: Duration::from_secs(5),
             hold: Duration::from_secs(5),
+            refreshes: 4,
             audit_ratio: 0.0,
             max_staleness: Duration::from_secs(1),
         };
@@ -244,6 +245,72 @@ async fn not_found_is_cached_for_its_own_time() {
     assert_eq!(heart.loads(), 1);
     sleep(Duration::from_secs(6)).await;
     assert_eq!(value(heart.read(1).await), "0");
+}
+
+/// Reads until its next load has begun, and says that nobody waited meanwhile.
+async fn refreshed(heart: &Heart) {
+    let before = heart.loads();
+    while heart.loads() == before {
+        let answer = heart.read(1).await.expect("it is answered");
+        assert_eq!((answer.status.forward, answer.status.source), (None, Source::Cache));
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_often_is_loaded_again_ahead_and_nobody_waits_for_it() {
+    let heart = Heart::new(1 << 10);
+    heart.read(1).await.expect("it is answered");
+    for loads in 2..5 {
+        // The TTL is 54 minutes at least; a load takes a second.
+        sleep(Duration::from_mins(53)).await;
+        heart.script.value.store(loads, Ordering::SeqCst);
+        let began = Instant::now();
+        refreshed(&heart).await;
+        assert!(began.elapsed() > Duration::from_secs(30), "not much earlier than a load takes");
+        // The load is under way; then everybody has what it brought.
+        while value(heart.read(1).await) != loads.to_string() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(heart.loads(), loads);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_dropped_while_it_is_refreshed_ahead_never_comes_back() {
+    let heart = Heart::new(1 << 10);
+    heart.read(1).await.expect("it is answered");
+    sleep(Duration::from_mins(53)).await;
+    refreshed(&heart).await;
+    heart.aside.drop_entry(&heart.target(1)).await.expect("it is dropped");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(heart.aside.cache().read(heart.target(1).place()).await, Ok(Lookup::Absent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_is_not_tried_at_once_and_the_entry_stays_a_hit() {
+    let heart = Heart::new(1 << 10);
+    heart.read(1).await.expect("it is answered");
+    sleep(Duration::from_mins(53)).await;
+    heart.then(&[Turn::Down; 2]);
+    refreshed(&heart).await;
+    refreshed(&heart).await;
+    refreshed(&heart).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(heart.read(1).await.expect("it is answered").status.source, Source::Cache);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_refreshed_ahead_with_one_statement() {
+    let heart = Heart::new(1 << 10);
+    let targets: Vec<Target> = (1..4).map(|id| heart.target(id)).collect();
+    heart.aside.read_many(&targets, ask()).await.expect("it is answered");
+    sleep(Duration::from_mins(53)).await;
+    while heart.loads() == 1 {
+        let answers = heart.aside.read_many(&targets, ask()).await.expect("it is answered");
+        assert!(answers.iter().all(|answer| answer.status.forward.is_none()));
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! offset size
-//!      0    2  magic "C\x02": another format version is another entry
+//!      0    2  magic "C\x03": another format version is another entry
 //!      2    1  state: P pending, V valid, H held by a writer
 //!      3    1  flags: 1 not found, 2 truncated list
 //!      4   16  fence: of the fill (P) or of the refresh (V) under way; zero: none
@@ -13,10 +13,13 @@
 //!     52    8  refresh_until, milliseconds of the cache's clock: until then the refresh is taken
 //!     60   16  etag
 //!     76    4  shape: the half of its fingerprint that tells a rolling update from a purge
-//!     80    …  payload; of a held entry, 16 bytes for each holder
+//!     80    4  cost: what loading it took, in microseconds
+//!     84    …  payload; of a held entry, 16 bytes for each holder
 //! ```
 //!
 //! Integers are little endian. The scripts know these offsets too.
+
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -24,11 +27,13 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use super::Fill;
 
 /// Bytes before the payload.
-pub const HEADER: usize = 80;
+pub const HEADER: usize = 84;
 
-const MAGIC: [u8; 2] = *b"C\x02";
-/// Bytes of the shape's fingerprint.
+const MAGIC: [u8; 2] = *b"C\x03";
+/// Where the half of the shape's fingerprint stands, and how long it is.
+const SHAPE_AT: usize = 76;
 const SHAPE: usize = 4;
+const COST_AT: usize = 80;
 const NEGATIVE: u8 = 1;
 const TRUNCATED: u8 = 2;
 
@@ -47,10 +52,20 @@ pub struct Entry {
     pub age_ms: u64,
     /// Milliseconds until its TTL ends, when it was read; negative past it.
     pub ttl_ms: i64,
+    /// Microseconds that loading it took.
+    pub cost_us: u32,
     /// It is known to be as current as was promised. Otherwise it is served only because the database does not answer.
     pub verified: bool,
     /// It comes from the in-process tier in front of a shared memory.
     pub local: bool,
+}
+
+impl Entry {
+    /// Whether its TTL ends within this time, or has ended.
+    #[must_use]
+    pub fn ends_within(&self, time: Duration) -> bool {
+        self.ttl_ms <= i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+    }
 }
 
 /// 128 random bits, new for every attempt to lease. From the operating system: a counter or a seeded generator would
@@ -144,7 +159,9 @@ pub fn decode(key: &str, value: &Bytes, now: u64) -> Option<Held> {
         b'H' => Some(Held::Reserved),
         b'V' => {
             let mut etag = [0; 16];
-            etag.copy_from_slice(&header[60..76]);
+            etag.copy_from_slice(&header[60..SHAPE_AT]);
+            let mut cost = [0; 4];
+            cost.copy_from_slice(&header[COST_AT..]);
             let (flags, tag, soft_expires, stored_at) = (header[3], number(20), number(36), number(44));
             let entry = Entry {
                 etag: u128::from_le_bytes(etag),
@@ -152,6 +169,7 @@ pub fn decode(key: &str, value: &Bytes, now: u64) -> Option<Held> {
                 truncated: flags & TRUNCATED != 0,
                 age_ms: now.saturating_sub(stored_at),
                 ttl_ms: signed_difference(soft_expires, now),
+                cost_us: u32::from_le_bytes(cost),
                 verified: true,
                 local: false,
                 payload: value.slice(HEADER..),
@@ -203,7 +221,7 @@ impl Marks {
             tag: number(20),
             stored_at: number(44),
             lock: number(52),
-            shape: std::array::from_fn(|index| header[HEADER - SHAPE + index]),
+            shape: std::array::from_fn(|index| header[SHAPE_AT + index]),
         })
     }
 
@@ -241,7 +259,7 @@ pub fn reserved(key: &str, owners: &[Fence]) -> Vec<u8> {
 /// Who holds an entry; nobody where it is not held.
 #[must_use]
 pub fn holders(value: &[u8]) -> Vec<Fence> {
-    if value.get(..3) != Some(b"C\x02H") {
+    if value.get(..3) != Some(b"C\x03H") {
         return Vec::new();
     }
     let (owners, _) = value.get(HEADER..).unwrap_or_default().as_chunks::<16>();
@@ -255,8 +273,9 @@ fn empty(state: u8, key: &str, fence: Fence, tag: u64, shape: u64) -> Vec<u8> {
     value.extend_from_slice(&fence.0);
     value.extend_from_slice(&tag.to_le_bytes());
     value.extend_from_slice(&check(key).to_le_bytes());
-    value.resize(HEADER - SHAPE, 0);
+    value.resize(SHAPE_AT, 0);
     value.extend_from_slice(&shape.to_le_bytes()[..SHAPE]);
+    value.resize(HEADER, 0);
     value
 }
 
@@ -282,6 +301,7 @@ pub fn valid(key: &str, tag: u64, shape: u64, fill: &Fill, now: u64) -> Bytes {
     value.put_u64_le(0);
     value.put_u128_le(fill.etag);
     value.put_slice(&shape.to_le_bytes()[..SHAPE]);
+    value.put_u32_le(u32::try_from(fill.cost.as_micros()).unwrap_or(u32::MAX));
     value.put_slice(&fill.payload);
     value.freeze()
 }
@@ -304,6 +324,7 @@ mod tests {
             truncated: true,
             ttl: Duration::from_secs(10),
             grace: Duration::ZERO,
+            cost: Duration::from_millis(3),
             origin: 0,
         }
     }
@@ -315,6 +336,7 @@ mod tests {
             panic!("the entry should be valid");
         };
         assert_eq!((tag, soft_expires, entry.age_ms, entry.ttl_ms), (7, 11_000, 3_000, 7_000));
+        assert_eq!(entry.cost_us, 3_000);
         assert_eq!((entry.payload.as_ref(), entry.etag), (b"{}".as_ref(), etag(b"{}")));
         assert!(entry.truncated && !entry.negative);
     }

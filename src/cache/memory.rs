@@ -247,7 +247,7 @@ impl MemoryCache {
         }
     }
 
-    fn lease_one(&self, place: &Place<'_>, lock: u64, verified: bool) -> Result<Lease, CacheError> {
+    fn lease_one(&self, place: &Place<'_>, lock: u64, early: Duration, verified: bool) -> Result<Lease, CacheError> {
         self.open_groups(place);
         let ticket =
             Ticket { fence: Fence::new().map_err(|_| CacheError::Refused)?, tag: self.tag(place), connection: 0 };
@@ -259,16 +259,19 @@ impl MemoryCache {
             if slot.lock_ends > now {
                 return Lease::Wait { stale: Some(entry) };
             }
-            self.inner.map.insert(place.key.to_owned(), Slot { fence: ticket.fence, lock_ends: ends, ..slot });
+            self.inner.map.insert(
+                place.key.to_owned(),
+                Slot { fence: ticket.fence, lock_ends: ends, expires: slot.expires.max(ends), ..slot },
+            );
             Lease::Fill { ticket, stale: Some(entry) }
         };
         Ok(match (self.look(place, slot.as_ref(), now, verified), slot) {
-            (Lookup::Fresh(entry), _) => Lease::Hit(entry),
+            (Lookup::Fresh(entry), _) if !entry.ends_within(early) => Lease::Hit(entry),
             (Lookup::Pending, _) => Lease::Wait { stale: None },
-            (Lookup::Soft(entry), Some(slot)) => refresh(entry, slot),
+            (Lookup::Fresh(entry) | Lookup::Soft(entry), Some(slot)) => refresh(entry, slot),
             // Only its holder ends it, or time.
             (Lookup::Absent, Some(slot)) if is_reserved(&slot) => Lease::Past,
-            (Lookup::Soft(_) | Lookup::Absent, _) => {
+            (Lookup::Fresh(_) | Lookup::Soft(_) | Lookup::Absent, _) => {
                 let value = entry::pending(place.key, ticket.fence, ticket.tag, place.shape).into();
                 let slot = Slot { value, fence: ticket.fence, lock_ends: ends, expires: ends };
                 self.inner.map.insert(place.key.to_owned(), slot);
@@ -324,10 +327,14 @@ impl Cache for MemoryCache {
         Ok(places.iter().zip(slots).map(|(place, slot)| self.look(place, slot.as_ref(), now, verified)).collect())
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
         let verified = self.verified(self.deadline())?;
         let lease = |place: &Place<'_>| {
-            if self.has_held_group(place) { Ok(Lease::Past) } else { self.lease_one(place, millis(lock), verified) }
+            if self.has_held_group(place) {
+                Ok(Lease::Past)
+            } else {
+                self.lease_one(place, millis(lock), early, verified)
+            }
         };
         places.iter().map(lease).collect()
     }
@@ -336,7 +343,7 @@ impl Cache for MemoryCache {
         for (place, ticket) in held {
             self.with_ticket(place.key, ticket, |slot, now| {
                 let ends = now.saturating_add(millis(lock));
-                let expires = if is_pending(&slot) { ends } else { slot.expires };
+                let expires = if is_pending(&slot) { ends } else { slot.expires.max(ends) };
                 Some(Slot { lock_ends: ends, expires, ..slot })
             });
         }

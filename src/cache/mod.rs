@@ -119,6 +119,8 @@ pub struct Fill {
     pub ttl: Duration,
     /// Kept for this much longer.
     pub grace: Duration,
+    /// What loading it took.
+    pub cost: Duration,
     /// A fingerprint of the database that it was read from; a memory that caught up with another one refuses it.
     pub origin: u64,
 }
@@ -218,11 +220,13 @@ pub trait Cache: Send + Sync {
     /// Looks at many entries, answering in their order.
     fn read_many(&self, places: &[Place<'_>]) -> impl Future<Output = Result<Vec<Lookup>, CacheError>> + Send;
 
-    /// Asks for the right to fill entries. The lock of each ends after `lock` unless it is renewed.
+    /// Asks for the right to fill entries. The lock of each ends after `lock` unless it is renewed. An entry whose TTL ends
+    /// within `early` counts as past it.
     fn lease(
         &self,
         places: &[Place<'_>],
         lock: Duration,
+        early: Duration,
     ) -> impl Future<Output = Result<Vec<Lease>, CacheError>> + Send;
 
     /// Makes the locks of live tickets last for `lock` from now.
@@ -523,8 +527,8 @@ impl Cache for AnyCache {
         each!(self, cache => cache.read_many(places))
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
-        each!(self, cache => cache.lease(places, lock))
+    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+        each!(self, cache => cache.lease(places, lock, early))
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {

@@ -24,6 +24,8 @@ pub struct Policy {
     pub stale_if_error: Duration,
     /// How long past its TTL an entry is served while one reader refreshes it.
     pub stale_while_revalidate: Duration,
+    /// How eagerly an entry is refreshed before its TTL ends: `XFetch`'s beta; 0: never.
+    pub refresh_ahead: f64,
     /// How long an in-process tier may hold an entry; zero: not at all.
     pub local_ttl: Duration,
 }
@@ -38,6 +40,7 @@ impl Policy {
             negative_ttl: values.negative_ttl,
             stale_if_error: values.stale_if_error,
             stale_while_revalidate: values.stale_while_revalidate,
+            refresh_ahead: values.refresh_ahead,
             local_ttl: values.local_ttl,
         }
     }

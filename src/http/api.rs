@@ -183,6 +183,7 @@ fn empty_list() -> Answer {
         truncated: false,
         age_ms: 0,
         ttl_ms: 0,
+        cost_us: 0,
         verified: true,
         local: false,
     };

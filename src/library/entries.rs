@@ -22,6 +22,8 @@ use crate::store::loader::Loader;
 
 /// Calls of a [loader for single keys](EntriesBuilder::loader_each) that run at once.
 const AT_ONCE: usize = 16;
+/// Calls of the loader for values that are still fresh, at most at once.
+const REFRESHES: usize = 8;
 
 /// Nobody waits for so long.
 const FAR: Duration = Duration::from_hours(24 * 365);
@@ -77,6 +79,13 @@ impl<K, V> EntriesBuilder<K, V> {
         self
     }
 
+    /// How eagerly a value that is read often is loaded again before its TTL ends, so that nobody waits for it: the beta of
+    /// `XFetch`. 0: never; more than 1: earlier. Default 1.
+    pub fn refresh_ahead(mut self, beta: f64) -> Self {
+        self.policy.refresh_ahead = if beta.is_finite() { beta.max(0.0) } else { 0.0 };
+        self
+    }
+
     /// The most that one call of the loader may take; past it its future is dropped, and the call fails with
     /// [`Error::TimedOut`]. Until then its lock in the cache is kept alive. Default 5 s.
     pub fn load_timeout(mut self, timeout: Duration) -> Self {
@@ -129,6 +138,7 @@ impl<K, V> EntriesBuilder<K, V> {
             max_entry: shared.max_entry,
             wait: load_timeout.saturating_add(Duration::from_millis(500)),
             hold: load_timeout,
+            refreshes: REFRESHES,
             audit_ratio: 0.0,
             max_staleness: Duration::ZERO,
         };

@@ -82,6 +82,7 @@ pub struct ResourceMetrics {
     fills: [IntCounter; 5],
     /// Requests that were answered by another's load.
     pub coalesced: IntCounter,
+    refreshes: [IntCounter; 2],
     invalidations: [IntCounter; 3],
     window: Mutex<Window>,
 }
@@ -124,6 +125,16 @@ impl ResourceMetrics {
         self.fills[4].inc();
     }
 
+    /// Counts entries that are loaded again while they are fresh.
+    pub fn refreshed_ahead(&self, entries: u64) {
+        self.refreshes[0].inc_by(entries);
+    }
+
+    /// Counts an entry that is loaded again while what is stale is served.
+    pub fn revalidated(&self) {
+        self.refreshes[1].inc();
+    }
+
     /// Counts entries that a write of ours invalidated.
     pub fn invalidated_by_write(&self, entries: u64) {
         self.invalidations[0].inc_by(entries);
@@ -150,6 +161,7 @@ pub struct Metrics {
     durations: HistogramVec,
     fills: IntCounterVec,
     coalesced: IntCounterVec,
+    refreshes: IntCounterVec,
     invalidations: IntCounterVec,
     invalidation_lag: Histogram,
     outbox_rows: IntGauge,
@@ -248,6 +260,12 @@ impl Metrics {
                 "cache_aside_coalesced_total",
                 "Reads that were answered by another's load",
                 &["resource"],
+            )?,
+            refreshes: counters(
+                registry,
+                "cache_aside_refreshes_total",
+                "Entries loaded again while they were served: ahead of their TTL's end, or past it and stale",
+                &["resource", "kind"],
             )?,
             invalidations: counters(
                 registry,
@@ -399,6 +417,7 @@ impl Metrics {
             fills: ["stored", "fenced", "gone", "too_big", "error"]
                 .map(|outcome| self.fills.with_label_values(&[name, outcome])),
             coalesced: self.coalesced.with_label_values(&[name]),
+            refreshes: ["ahead", "stale"].map(|kind| self.refreshes.with_label_values(&[name, kind])),
             invalidations: ["write", "admin", "round"].map(|path| self.invalidations.with_label_values(&[name, path])),
             window: Mutex::default(),
         });

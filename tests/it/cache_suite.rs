@@ -21,7 +21,16 @@ fn place(key: &str) -> Place<'_> {
 
 fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
     let payload = Bytes::from_static(text.as_bytes());
-    Fill { etag: entry::etag(&payload), payload, negative: false, truncated: false, ttl, grace, origin: 0 }
+    Fill {
+        etag: entry::etag(&payload),
+        payload,
+        negative: false,
+        truncated: false,
+        ttl,
+        grace,
+        cost: Duration::ZERO,
+        origin: 0,
+    }
 }
 
 fn lasting(text: &'static str) -> Fill {
@@ -29,7 +38,7 @@ fn lasting(text: &'static str) -> Fill {
 }
 
 async fn lease(cache: &AnyCache, key: &str) -> Lease {
-    cache.lease(&[place(key)], LOCK).await.expect("it answers").remove(0)
+    cache.lease(&[place(key)], LOCK, Duration::ZERO).await.expect("it answers").remove(0)
 }
 
 /// A lease on an entry past its TTL. A reader's idea of the server's clock may be a millisecond ahead.
@@ -120,26 +129,32 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     assert_eq!(fill(cache, &released, held, lasting("x")).await, Filled::Gone);
 
     let lapsed = key("lapsed");
-    let short = cache.lease(&[place(&lapsed)], Duration::from_millis(30)).await.expect("it answers").remove(0);
+    let short =
+        cache.lease(&[place(&lapsed)], Duration::from_millis(30), Duration::ZERO).await.expect("it answers").remove(0);
     let Lease::Fill { ticket: short, .. } = short else { panic!("{short:?}") };
     until(cache, &lapsed, |lookup| *lookup == Lookup::Absent).await;
     assert_eq!(fill(cache, &lapsed, short, lasting("x")).await, Filled::Gone, "a lock ends by itself");
 
     let renewed = key("renewed");
-    let short = cache.lease(&[place(&renewed)], Duration::from_millis(200)).await.expect("it answers").remove(0);
+    let short = cache
+        .lease(&[place(&renewed)], Duration::from_millis(200), Duration::ZERO)
+        .await
+        .expect("it answers")
+        .remove(0);
     let Lease::Fill { ticket: short, .. } = short else { panic!("{short:?}") };
     cache.renew(&[(place(&renewed), short)], LOCK).await.expect("it answers");
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(fill(cache, &renewed, short, lasting("slow")).await, Filled::Stored, "a live filler keeps it");
 
     soft(cache, other, &key("soft")).await;
+    ahead(cache, other, &key("ahead")).await;
     shapes(cache, &key("shape")).await;
     holds(cache, other, &key("reserved")).await;
     groups(cache, other, prefix).await;
 
     let many: Vec<String> = (0..50).map(|index| key(&format!("many{index}"))).collect();
     let places: Vec<Place<'_>> = many.iter().map(|key| place(key)).collect();
-    let leases = other.lease(&places, LOCK).await.expect("it answers");
+    let leases = other.lease(&places, LOCK, Duration::ZERO).await.expect("it answers");
     let fills: Vec<_> = places
         .iter()
         .zip(leases)
@@ -154,7 +169,9 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
 
     let kept =
         Place { key: &key("kept"), resource: "users", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false };
-    let Lease::Fill { ticket: held, .. } = cache.lease(&[kept], LOCK).await.expect("it answers").remove(0) else {
+    let Lease::Fill { ticket: held, .. } =
+        cache.lease(&[kept], LOCK, Duration::ZERO).await.expect("it answers").remove(0)
+    else {
         panic!("it is new")
     };
     cache.fill(&[(kept, held, lasting("kept"))]).await.expect("it answers");
@@ -171,6 +188,39 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
         assert!(started.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// What is fresh is refreshed ahead by one, stays a hit for all, and is not brought back by its refresher.
+async fn ahead(cache: &AnyCache, other: &AnyCache, key: &str) {
+    let lease = async |cache: &AnyCache, early| {
+        cache.lease(&[place(key)], LOCK, Duration::from_secs(early)).await.expect("it answers").remove(0)
+    };
+    let first = ticket(cache, key).await;
+    assert_eq!(fill(cache, key, first, lasting("old")).await, Filled::Stored);
+    assert!(matches!(lease(cache, 0).await, Lease::Hit(_)));
+    assert!(matches!(lease(cache, 30).await, Lease::Hit(_)), "it has a minute");
+    let Lease::Fill { ticket: refresh, stale: Some(there) } = lease(cache, 90).await else { panic!("nobody has it") };
+    assert_eq!(there.payload, "old");
+    assert!(matches!(lease(other, 90).await, Lease::Wait { stale: Some(_) }), "one refreshes");
+    assert!(matches!(lease(other, 0).await, Lease::Hit(_)), "to all others it is a hit");
+    assert_eq!(payload(other, key).await, "old");
+    assert_eq!(fill(cache, key, refresh, value("new", 2 * LOCK, Duration::ZERO)).await, Filled::Stored);
+    assert_eq!(payload(other, key).await, "new");
+    assert!(matches!(lease(other, 30).await, Lease::Hit(_)), "it was refreshed meanwhile");
+    let Lease::Fill { ticket: late, .. } = lease(other, 90).await else { panic!("nobody has it") };
+    cache.invalidate(&[key]).await.expect("it answers");
+    assert_eq!(fill(other, key, late, lasting("old")).await, Filled::Gone);
+    // A refresh outlives the entry's own end.
+    let short = ticket(cache, key).await;
+    assert_eq!(
+        fill(cache, key, short, value("short", Duration::from_millis(1500), Duration::ZERO)).await,
+        Filled::Stored
+    );
+    let Lease::Fill { ticket: refresh, .. } = lease(cache, 5).await else { panic!("nobody has it") };
+    until(cache, key, |lookup| !matches!(lookup, Lookup::Fresh(_))).await;
+    assert!(matches!(lease(other, 0).await, Lease::Wait { .. }), "its refresher is not overtaken");
+    assert_eq!(fill(cache, key, refresh, lasting("long")).await, Filled::Stored);
+    assert_eq!(payload(other, key).await, "long");
 }
 
 /// An entry past its TTL: one refreshes it, others see it, and an invalidation takes it all the same.
@@ -218,7 +268,7 @@ async fn groups(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let (key, group) = (format!("{prefix}grouped"), format!("{prefix}cache-aside:group:x"));
     let groups = [group.clone()];
     let place = Place { groups: &groups, ..place(&key) };
-    let lease = async || match cache.lease(&[place], LOCK).await.expect("it answers").remove(0) {
+    let lease = async || match cache.lease(&[place], LOCK, Duration::ZERO).await.expect("it answers").remove(0) {
         Lease::Fill { ticket, .. } => ticket,
         other => panic!("{other:?}"),
     };
@@ -234,7 +284,7 @@ async fn groups(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let owner = Fence::new().expect("randomness");
     other.hold(&[&group], owner, LOCK).await.expect("it answers");
     assert_eq!(cache.read(place).await, Ok(Lookup::Absent));
-    let leased = cache.lease(&[place], LOCK).await;
+    let leased = cache.lease(&[place], LOCK, Duration::ZERO).await;
     assert!(matches!(leased.as_deref(), Ok([Lease::Past]) | Err(_)), "{leased:?}");
     other.invalidate_unless_held(&[&group], Some(owner)).await.expect("it answers");
     assert_eq!(cache.read(place).await, Ok(Lookup::Absent), "what was there is from before");
@@ -428,7 +478,7 @@ pub async fn full(kind: Kind) {
     let mut beside = client.get_multiplexed_async_connection().await.expect("it answers");
     // Full is not a line but a shore: the server's own buffers come and go.
     let mut index = 0;
-    while cache.lease(&[place(&format!("b{index}"))], LOCK).await != Err(CacheError::Refused) {
+    while cache.lease(&[place(&format!("b{index}"))], LOCK, Duration::ZERO).await != Err(CacheError::Refused) {
         let mut set = redis::cmd("SET");
         // It fails once the server is full, which is what is wanted.
         let _ = set.arg(format!("ballast{index}")).arg(vec![0_u8; 4096]).exec_async(&mut beside).await;

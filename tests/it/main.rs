@@ -23,6 +23,7 @@ mod oracle;
 mod outages;
 mod queries;
 mod reads;
+mod refresh;
 mod replica;
 mod rights;
 mod robustness;

@@ -27,10 +27,12 @@ const LONG_MS: u64 = 300_000;
 const TAG: u64 = 1;
 
 /// What is done; numbers choose among the tickets so far, or the writers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Do {
     Read,
     Lease,
+    /// A lease on what is there, though it is fresh.
+    Refresh,
     Fill(usize, u8),
     Renew(usize),
     Release(usize),
@@ -43,6 +45,7 @@ fn anything() -> impl Strategy<Value = Vec<Do>> {
     let one = prop_oneof![
         3 => Just(Do::Read),
         4 => Just(Do::Lease),
+        2 => Just(Do::Refresh),
         4 => (any::<usize>(), any::<u8>()).prop_map(|(ticket, value)| Do::Fill(ticket, value)),
         1 => any::<usize>().prop_map(Do::Renew),
         2 => any::<usize>().prop_map(Do::Release),
@@ -89,10 +92,17 @@ async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCa
                 };
                 (expected, real)
             }
-            Do::Lease => {
-                let lease = cache.lease(&[place], LONG).await.expect("it answers").remove(0);
+            Do::Lease | Do::Refresh => {
+                let early = if *what == Do::Refresh { 2 * LONG } else { Duration::ZERO };
+                let lease = cache.lease(&[place], LONG, early).await.expect("it answers").remove(0);
                 let fence = if let Lease::Fill { ticket, .. } = &lease { number(ticket.fence) } else { 1 };
-                let expected = step(Command::Lease { fence, tag: TAG, lock: LONG_MS, spare: 0 });
+                let expected = step(Command::Lease {
+                    fence,
+                    tag: TAG,
+                    lock: LONG_MS,
+                    spare: 0,
+                    early: if early.is_zero() { 0 } else { 2 * LONG_MS },
+                });
                 let real = match lease {
                     Lease::Fill { ticket, stale } => {
                         tickets.push(ticket);
@@ -114,6 +124,7 @@ async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCa
                     truncated: false,
                     ttl: LONG,
                     grace: Duration::ZERO,
+                    cost: Duration::ZERO,
                     origin: 0,
                 };
                 let real = match cache.fill(&[(place, ticket, fill)]).await.expect("it answers").remove(0) {

@@ -14,7 +14,7 @@ pub const SCHEMA: &str = "
 
 const RESOURCES: &str = "resources: { slow_item: { key: id }, slower_item: { key: id }, item: { write: [update] } }";
 
-async fn evaluations(world: &World) -> i64 {
+pub async fn evaluations(world: &World) -> i64 {
     let client = world.database.client().await;
     let row = client.query_one("SELECT last_value - (NOT is_called)::int FROM evaluations", &[]).await;
     row.expect("the sequence is there").get::<_, i64>(0)

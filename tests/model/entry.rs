@@ -48,7 +48,8 @@ pub enum Command<V> {
     Read { tag: Tag },
     /// Ask for the right to fill. A value of another tag that was stored less than `spare` ago is left alone, so that
     /// two shapes of a rolling update don't fight over it: a second in shared memories, none in those of one process.
-    Lease { fence: Fence, tag: Tag, lock: Millis, spare: Millis },
+    /// One whose TTL ends within `early` counts as past it.
+    Lease { fence: Fence, tag: Tag, lock: Millis, spare: Millis, early: Millis },
     /// Make the lock or the refresh last for `lock` from now.
     Renew { fence: Fence, lock: Millis },
     /// Store a value: fresh for `ttl`, kept for `grace` more. The tag is that of the lease.
@@ -120,7 +121,7 @@ impl<V: Clone> Entry<V> {
                 let answer = entry.read(now, tag);
                 (entry, answer)
             }
-            Command::Lease { fence, tag, lock, spare } => entry.lease(now, fence, tag, lock, spare),
+            Command::Lease { fence, tag, lock, spare, early } => entry.lease(now, (fence, tag, lock), spare, early),
             Command::Renew { fence, lock } => entry.renew(now, fence, lock),
             Command::Fill { fence, tag, value, ttl, grace } => match entry.fence() {
                 Some(held) if held == fence => {
@@ -183,7 +184,13 @@ impl<V: Clone> Entry<V> {
         }
     }
 
-    fn lease(self, now: Millis, fence: Fence, wanted: Tag, lock: Millis, spare: Millis) -> (Self, Answer<V>) {
+    fn lease(
+        self,
+        now: Millis,
+        (fence, wanted, lock): (Fence, Tag, Millis),
+        spare: Millis,
+        early: Millis,
+    ) -> (Self, Answer<V>) {
         let lock_until = now.saturating_add(lock);
         match self {
             Self::Pending { .. } => (self, Answer::Wait { stale: None }),
@@ -193,12 +200,14 @@ impl<V: Clone> Entry<V> {
             }
             Self::Valid { tag, value, stored_at, soft_expires, hard_expires, refresh } if tag == wanted => {
                 let answer = match refresh {
-                    _ if soft_expires > now => Answer::Hit(value.clone()),
+                    _ if soft_expires > now.saturating_add(early) => Answer::Hit(value.clone()),
                     Some((_, until)) if until > now => Answer::Wait { stale: Some(value.clone()) },
                     _ => Answer::Fill { stale: Some(value.clone()) },
                 };
                 let taken = matches!(answer, Answer::Fill { .. });
                 let refresh = if taken { Some((fence, lock_until)) } else { refresh };
+                // For as long as the refresh may come, the fence is there.
+                let hard_expires = if taken { hard_expires.max(lock_until) } else { hard_expires };
                 (Self::Valid { tag, value, stored_at, soft_expires, hard_expires, refresh }, answer)
             }
             Self::Absent | Self::Valid { .. } => (Self::Pending { fence, lock_until }, Answer::Fill { stale: None }),
@@ -206,11 +215,15 @@ impl<V: Clone> Entry<V> {
     }
 
     fn renew(mut self, now: Millis, by: Fence, lock: Millis) -> (Self, Answer<V>) {
+        let end = now.saturating_add(lock);
         match &mut self {
-            Self::Pending { fence, lock_until: until } | Self::Valid { refresh: Some((fence, until)), .. }
-                if *fence == by =>
-            {
-                *until = now.saturating_add(lock);
+            Self::Pending { fence, lock_until } if *fence == by => {
+                *lock_until = end;
+                (self, Answer::Done)
+            }
+            Self::Valid { refresh: Some((fence, until)), hard_expires, .. } if *fence == by => {
+                *until = end;
+                *hard_expires = end.max(*hard_expires);
                 (self, Answer::Done)
             }
             _ => (self, Answer::Refused),

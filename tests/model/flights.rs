@@ -136,7 +136,7 @@ impl Flights {
                 let (fence, lock, ttl, grace) = (Fence::MAX, LATER, LATER, LATER);
                 let absent = state.trusted && state.world.entry == Entry::Absent;
                 absent.then(|| {
-                    state.world.tell(Command::Lease { fence, tag, lock, spare: 0 });
+                    state.world.tell(Command::Lease { fence, tag, lock, spare: 0, early: 0 });
                     state.world.tell(Command::Fill { fence, tag, value, ttl, grace });
                 })
             }
@@ -189,7 +189,13 @@ impl State {
             Stage::LeaseSent { covers } => {
                 self.fence += 1;
                 let ticket = Ticket { fence: self.fence.into(), tag: self.epoch, life: self.life };
-                match self.world.tell(Command::Lease { fence: ticket.fence, tag: ticket.tag, lock: LATER, spare: 0 }) {
+                match self.world.tell(Command::Lease {
+                    fence: ticket.fence,
+                    tag: ticket.tag,
+                    lock: LATER,
+                    spare: 0,
+                    early: 0,
+                }) {
                     Answer::Hit(value) | Answer::Wait { stale: Some(value) } => Stage::Landing { covers, value },
                     Answer::Fill { .. } => {
                         flight.ticket = Some(ticket);

@@ -23,8 +23,8 @@ pub enum Step {
     Idle,
     /// About to look.
     Asked { floor: u8 },
-    /// About to ask for a lease.
-    Missed { floor: u8 },
+    /// About to ask for a lease; `early`: of what was found and is still fresh.
+    Missed { floor: u8, early: bool },
     /// About to load; with a lease or without one.
     Loading { floor: u8, leased: bool },
     /// About to fill and to answer.
@@ -59,11 +59,12 @@ impl Reader {
             }
             Step::Asked { floor } => match world.tell(Command::Read { tag: 0 }) {
                 Answer::Fresh(value) => serve(world, rules, floor, value),
-                _ if rules.fenced => Step::Missed { floor },
+                _ if rules.fenced => Step::Missed { floor, early: false },
                 _ => Step::Loading { floor, leased: true },
             },
-            Step::Missed { floor } => {
-                let lease = Command::Lease { fence: self.fence(index, rules), tag: 0, lock: LATER, spare: 0 };
+            Step::Missed { floor, early } => {
+                let (fence, early) = (self.fence(index, rules), if early { LATER } else { 0 });
+                let lease = Command::Lease { fence, tag: 0, lock: LATER, spare: 0, early };
                 match world.tell(lease) {
                     Answer::Hit(value) | Answer::Wait { stale: Some(value) } => serve(world, rules, floor, value),
                     Answer::Fill { stale } => {
@@ -97,9 +98,18 @@ impl Reader {
         Some(())
     }
 
-    /// The other way on: whoever waits looks again, and a load that fails gives its lease back.
+    /// The other way on: whoever waits looks again, a load that fails gives its lease back, and a hit may be
+    /// refreshed.
     pub fn turn(&mut self, index: usize, rules: Rules, world: &mut World) -> Option<()> {
         self.step = match self.step {
+            // What was found is served, and refreshed before its TTL ends.
+            Step::Asked { floor } if rules.fenced => match world.tell(Command::Read { tag: 0 }) {
+                Answer::Fresh(value) => {
+                    serve(world, rules, floor, value);
+                    Step::Missed { floor, early: true }
+                }
+                _ => return None,
+            },
             Step::Loading { floor, leased: false } => Step::Asked { floor },
             Step::Loading { leased: true, .. } if rules.fenced => {
                 world.tell(Command::Release { fence: self.fence(index, rules) });

@@ -419,14 +419,14 @@ impl Cache for MemcachedCache {
         self.read_grouped(&live, deadlines, places).await
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
         let leasing = async {
             let Some(groups) = self.groups(&live, first).await? else { return Ok(vec![Lease::Past; places.len()]) };
-            let terms = Terms { groups: &groups, lock: millis(lock), verified };
+            let terms = Terms { groups: &groups, lock: millis(lock), early, verified };
             steps::lease(&self.shared, &live, places, &terms).await
         };
         let mut leases = self.within(leasing).await?;

@@ -1,6 +1,8 @@
 //! What takes more than one command: look at what is there, decide, and write only if it is there still. The decisions are
 //! those of Redis's scripts.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::connection::Connection;
@@ -47,6 +49,7 @@ pub(super) struct Terms<'a> {
     pub(super) groups: &'a [u64],
     /// In milliseconds.
     pub(super) lock: u64,
+    pub(super) early: Duration,
     pub(super) verified: bool,
 }
 
@@ -169,14 +172,15 @@ fn judge(
         }
         (b'V', Some(Held::Valid { entry, .. })) => {
             let entry = Entry { verified: terms.verified, ..entry };
-            if entry.ttl_ms > 0 {
+            if !entry.ends_within(terms.early) {
                 return Found::Settled(Lease::Hit(entry));
             }
             if marks.fence != NOBODY && !live.locks.has_ended(place.key, cas, marks.lock) {
                 return Found::Settled(Lease::Wait { stale: Some(entry) });
             }
             let value = entry::marked(value, ticket.fence, terms.lock);
-            Found::Replace { cas, life: left.max(1), value, stale: Some(entry) }
+            // For as long as the refresh may come, the fence is there.
+            Found::Replace { cas, life: left.max(life(terms.lock)), value, stale: Some(entry) }
         }
         // Nobody writes anything else here.
         _ => Found::Settled(Lease::Past),
@@ -196,7 +200,7 @@ pub(super) async fn renew(
     for ((place, ticket), reply) in held.iter().zip(fetch(shared, &live.connection, &keys).await?) {
         match (own(place.key, ticket.fence, &reply), reply) {
             (Some(state), Reply::Value { value, cas, life: left }) => {
-                let left = if state == b'P' { life(lock) } else { left.max(1) };
+                let left = if state == b'P' { life(lock) } else { left.max(life(lock)) };
                 let value = entry::marked(&value, ticket.fence, lock);
                 batch.set(&shared.spelling.of(place.key), If::Is(cas), left, &value);
                 renewed.push(ticket.fence);

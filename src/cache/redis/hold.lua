@@ -3,10 +3,10 @@
 local held = redis.call('GET', KEYS[1])
 local life = tonumber(ARGV[2])
 local value = ARGV[1]
-if held and string.sub(held, 1, 3) == 'C\2H' then
-  for at = 81, #held, 16 do
+if held and string.sub(held, 1, 3) == 'C\3H' then
+  for at = 85, #held, 16 do
     local owner = string.sub(held, at, at + 15)
-    if owner ~= string.sub(ARGV[1], 81, 96) then value = value .. owner end
+    if owner ~= string.sub(ARGV[1], 85, 100) then value = value .. owner end
   end
   life = math.max(life, redis.call('PTTL', KEYS[1]))
 end

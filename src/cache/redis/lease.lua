@@ -1,5 +1,6 @@
 -- Asks for the right to fill an entry that a plain SET NX did not get.
--- KEYS[1] entry; ARGV[1] the pending value to write; ARGV[2] lock in milliseconds.
+-- KEYS[1] entry; ARGV[1] the pending value to write; ARGV[2] lock in milliseconds; ARGV[3]: an entry whose TTL
+-- ends within so many milliseconds counts as past it.
 -- Answers {verdict} or {verdict, value}: fill, wait, hit, past.
 local function fill()
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -7,7 +8,7 @@ local function fill()
 end
 local held = redis.call('GET', KEYS[1])
 -- Absent, another format, or another key's value: as good as nothing.
-if not held or #held < 80 or string.sub(held, 1, 2) ~= string.sub(ARGV[1], 1, 2)
+if not held or #held < 84 or string.sub(held, 1, 2) ~= string.sub(ARGV[1], 1, 2)
   or string.sub(held, 29, 36) ~= string.sub(ARGV[1], 29, 36) then
   return fill()
 end
@@ -22,8 +23,10 @@ if string.sub(held, 21, 28) ~= string.sub(ARGV[1], 21, 28) then
   if string.sub(held, 77, 80) ~= string.sub(ARGV[1], 77, 80) and now - struct.unpack('<I8', held, 45) < 1000 then return {'past'} end
   return fill()
 end
-if struct.unpack('<I8', held, 37) > now then return {'hit', held} end
+if struct.unpack('<I8', held, 37) > now + ARGV[3] then return {'hit', held} end
 if struct.unpack('<I8', held, 53) > now then return {'wait', held} end
 redis.call('SETRANGE', KEYS[1], 4, string.sub(ARGV[1], 5, 20))
 redis.call('SETRANGE', KEYS[1], 52, struct.pack('<I8', now + ARGV[2]))
+-- For as long as the refresh may come, the fence is there.
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return {'fill', held}

@@ -429,11 +429,11 @@ impl RedisCache {
         live: &Live,
         places: &[Place<'_>],
         groups: &[u64],
-        lock: Duration,
+        (lock, early): (Duration, Duration),
         verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         if !live.set_nx_get {
-            return self.lease_by_script(live, places, groups, lock, verified).await;
+            return self.lease_by_script(live, places, groups, (lock, early), verified).await;
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -454,9 +454,9 @@ impl RedisCache {
                     refused => return Err(refused),
                 },
                 found => match Self::judge(live, place, Some(groups), found, verified)? {
-                    Lookup::Fresh(entry) => Lease::Hit(entry),
+                    Lookup::Fresh(entry) if !entry.ends_within(early) => Lease::Hit(entry),
                     Lookup::Pending => Lease::Wait { stale: None },
-                    Lookup::Soft(_) | Lookup::Absent => {
+                    Lookup::Fresh(_) | Lookup::Soft(_) | Lookup::Absent => {
                         unsettled.push(index);
                         Lease::Past
                     }
@@ -465,7 +465,7 @@ impl RedisCache {
         }
         if !unsettled.is_empty() {
             let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(live, &places, groups, lock, verified).await?;
+            let settled = self.lease_by_script(live, &places, groups, (lock, early), verified).await?;
             for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
@@ -479,7 +479,7 @@ impl RedisCache {
         live: &Live,
         places: &[Place<'_>],
         groups: &[u64],
-        lock: Duration,
+        (lock, early): (Duration, Duration),
         verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
@@ -487,7 +487,7 @@ impl RedisCache {
         for place in places {
             let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
-            pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock)));
+            pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), whole(early)));
             tickets.push(ticket);
         }
         let replies = self.scripts(live, &pipe).await?;
@@ -543,7 +543,12 @@ fn number(reply: &Value) -> Option<u64> {
 
 /// Whole milliseconds, at least one: Redis refuses a life of zero.
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 50)
+    whole(duration).max(1)
+}
+
+/// Whole milliseconds, no more than a script can count.
+fn whole(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(1 << 50)
 }
 
 impl Cache for RedisCache {
@@ -594,7 +599,7 @@ impl Cache for RedisCache {
         Ok(lookups)
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
@@ -604,7 +609,9 @@ impl Cache for RedisCache {
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
             places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
         let mut leases = vec![Lease::Past; places.len()];
-        for (index, lease) in indices.into_iter().zip(self.lease_here(&live, &here, &groups, lock, verified).await?) {
+        for (index, lease) in
+            indices.into_iter().zip(self.lease_here(&live, &here, &groups, (lock, early), verified).await?)
+        {
             leases[index] = lease;
         }
         self.still(leases, deadlines, first)

@@ -330,10 +330,10 @@ impl Cache for ClusterCache {
         split.merge(answers, || Lookup::Absent)
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
         let view = self.ready().await;
         let split = Split::new(&view, places.iter().copied(), |place| place.key);
-        let answers = split.ask(&view, |cache, some| cache.lease(some, lock)).await;
+        let answers = split.ask(&view, |cache, some| cache.lease(some, lock, early)).await;
         split.merge(answers, || Lease::Past)
     }
 
