@@ -104,7 +104,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
                 Lease::Fill { ticket, stale: Some(entry) } if revalidating(&led.target, &entry) => {
                     self.land(led.pilot, Ok(stale(entry)), covers, Duration::ZERO);
                     self.core.metrics.resource(&led.target.resource().name).revalidated();
-                    sorted.load.push(Job::ahead(led.target, ticket, Forward::Stale));
+                    sorted.load.push(Job::unwaited(led.target, ticket, Forward::Stale));
                 }
                 Lease::Fill { ticket, stale } => {
                     let forward = if stale.is_some() { Forward::Stale } else { Forward::Miss };
@@ -248,8 +248,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         }
     }
 
-    /// Gives up leases under which nothing was loaded. Where the store is in trouble, a refresh that nobody waits for keeps
-    /// its lease, which ends by itself: until then no process of the fleet tries again.
+    /// Gives up leases under which nothing was loaded. Where the store is in trouble, the refresh of what is served stale
+    /// keeps its lease, which ends by itself: until then no process of the fleet tries again, and nobody waits.
     async fn give_back(&self, jobs: &[Job], error: &StoreError) {
         let keeps = |job: &&Job| error.is_outage() && job.pilot.is_none() && job.forward == Forward::Stale;
         let held: Vec<_> = held(jobs.iter().filter(|job| !keeps(job)));
@@ -314,7 +314,7 @@ fn revalidating(target: &Target, entry: &Entry) -> bool {
 
 impl Job {
     /// A load that nobody waits for.
-    pub(super) fn ahead(target: Target, ticket: Ticket, forward: Forward) -> Self {
+    pub(super) fn unwaited(target: Target, ticket: Ticket, forward: Forward) -> Self {
         Self { target, pilot: None, ticket: Some(ticket), stale: None, forward }
     }
 

@@ -20,8 +20,9 @@ use crate::cache::{Cache, Lease, Place};
 use crate::catalog::Target;
 use crate::store::Load;
 
-/// Added to what a load takes: the lease and the fill are on their way for a while, and the fleet's clocks differ a little.
-const MARGIN: Duration = Duration::from_millis(5);
+/// Added to what a load takes: the lease and the fill are on their way for a while, busy processes wait for their turn, and
+/// the fleet's clocks differ a little.
+const MARGIN: Duration = Duration::from_millis(20);
 /// No lot is drawn earlier than so many times the load: the natural logarithm of no smaller number can be drawn.
 const FARTHEST: f64 = 37.0;
 
@@ -75,6 +76,13 @@ pub(super) fn due(target: &Target, entry: &Entry) -> bool {
     left < spread * FARTHEST && left <= -spread * fastrand::f64().ln()
 }
 
+/// An entry that has more than this left is another than the one that was seen: it was refreshed meanwhile. Halfway between
+/// what was left of that and its whole life, for the clock by which it was read is an estimate.
+fn early(entry: &Entry) -> Duration {
+    let left = entry.ttl_ms.unsigned_abs();
+    Duration::from_millis(left.saturating_add(entry.age_ms / 2))
+}
+
 impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
     /// Refreshes fresh entries of one resource while they are served. Where too much is refreshed already, they are left to
     /// the next hit, or to their end.
@@ -90,9 +98,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
         let core = Arc::clone(self);
         self.runtime.spawn(async move {
             let began = Instant::now();
-            let left = due.iter().map(|(_, entry)| entry.ttl_ms.unsigned_abs()).max().map(Duration::from_millis);
-            let left = left.unwrap_or_default();
-            core.refresh(due, left).await;
+            let left =
+                Duration::from_millis(due.iter().map(|(_, entry)| entry.ttl_ms.unsigned_abs()).max().unwrap_or(0));
+            core.refresh(due).await;
             drop(permit);
             // If it was another who got the lease, or the load failed, that is not tried again at once.
             tokio::time::sleep(left.min(LOCK).saturating_sub(began.elapsed())).await;
@@ -100,15 +108,12 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
         });
     }
 
-    /// `early`: the TTL that is left of them; an entry that has more was refreshed meanwhile.
-    async fn refresh(&self, due: Vec<(Target, Entry)>, early: Duration) {
+    async fn refresh(&self, due: Vec<(Target, Entry)>) {
+        let early = due.iter().map(|(_, entry)| early(entry)).max().unwrap_or_default();
         let places: Vec<Place<'_>> = due.iter().map(|(target, _)| target.place()).collect();
         let Ok(leases) = self.asked("lease", self.cache.lease(&places, LOCK, early)).await else { return };
         let leased = due.iter().zip(leases).filter_map(|((target, _), lease)| match lease {
-            Lease::Fill { ticket, stale } => {
-                let forward = if stale.is_some() { Forward::Stale } else { Forward::Miss };
-                Some(Job::ahead(target.clone(), ticket, forward))
-            }
+            Lease::Fill { ticket, .. } => Some(Job::unwaited(target.clone(), ticket, Forward::Miss)),
             Lease::Wait { .. } | Lease::Hit(_) | Lease::Past => None,
         });
         let jobs: Vec<Job> = leased.collect();

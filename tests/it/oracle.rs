@@ -64,6 +64,21 @@ fn value(entry: &entry::Entry) -> u8 {
     entry.payload.first().copied().unwrap_or_default()
 }
 
+/// A value of one byte.
+fn lasting(byte: u8) -> Fill {
+    let payload = Bytes::copy_from_slice(&[byte]);
+    Fill {
+        etag: entry::etag(&payload),
+        payload,
+        negative: false,
+        truncated: false,
+        ttl: LONG,
+        grace: Duration::ZERO,
+        cost: Duration::ZERO,
+        origin: 0,
+    }
+}
+
 /// Runs a case on both sides, and compares every answer.
 async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCaseError> {
     let place = Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false };
@@ -116,17 +131,7 @@ async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCa
             }
             Do::Fill(ticket, byte) => {
                 let Some(ticket) = chosen(ticket) else { continue };
-                let payload = Bytes::copy_from_slice(&[*byte]);
-                let fill = Fill {
-                    etag: entry::etag(&payload),
-                    payload,
-                    negative: false,
-                    truncated: false,
-                    ttl: LONG,
-                    grace: Duration::ZERO,
-                    cost: Duration::ZERO,
-                    origin: 0,
-                };
+                let fill = lasting(*byte);
                 let real = match cache.fill(&[(place, ticket, fill)]).await.expect("it answers").remove(0) {
                     Filled::Stored => Answer::Stored,
                     Filled::Fenced => Answer::Fenced,

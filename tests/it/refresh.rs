@@ -7,6 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::app::{App, World};
 use crate::stampede::{SCHEMA, evaluations};
 
+/// However busy the machine is: these stories are not about a cache that does not answer in time.
+async fn patient_world() -> World {
+    World { cache_more: ", timeout: 5s".into(), ..World::new(SCHEMA).await }
+}
+
 /// Readers that go on until told to stop, and what they were told that was no plain hit.
 fn readers(app: &App, path: &str, stop: &Arc<AtomicBool>) -> Vec<tokio::task::JoinHandle<Vec<String>>> {
     let reader = |_| {
@@ -28,9 +33,7 @@ fn readers(app: &App, path: &str, stop: &Arc<AtomicBool>) -> Vec<tokio::task::Jo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hot_key_passes_its_ttl_again_and_again_and_no_reader_waits() {
-    let mut world = World::new(SCHEMA).await;
-    // However busy the machine is: this is not about a cache that does not answer in time.
-    world.cache_more = ", timeout: 5s".into();
+    let world = patient_world().await;
     // Each load takes 200 ms.
     let resources =
         "invalidation: { max_staleness: 10s }\nresources: { slow_item: { key: id, ttl: 2s, ttl_jitter: 0 } }";
@@ -57,8 +60,9 @@ async fn a_hot_key_passes_its_ttl_again_and_again_and_no_reader_waits() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_stale_is_served_while_one_reader_refreshes_it_and_a_purge_stays_one() {
-    let world = World::new(SCHEMA).await;
-    let resources = "resources: { slow_item: { key: id, ttl: 1ms, stale_while_revalidate: 10m, refresh_ahead: 0 } }";
+    let world = patient_world().await;
+    let resources = "invalidation: { max_staleness: 10s }\n\
+                     resources: { slow_item: { key: id, ttl: 1ms, stale_while_revalidate: 10m, refresh_ahead: 0 } }";
     let app = world.app(resources).await;
     app.get("/api/slow_item/7").await.expect(200);
     world.sql("UPDATE item SET name = 'new' WHERE id = 7").await;
@@ -73,4 +77,27 @@ async fn what_is_stale_is_served_while_one_reader_refreshes_it_and_a_purge_stays
     app.get("/api/slow_item/7").await.expect(200);
     app.delete("/admin/cache/slow_item/7").await.expect(204);
     assert_eq!(app.get("/api/slow_item/7").await.expect(200).json()["data"]["name"], "newest");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tier_in_process_follows_what_was_refreshed() {
+    let world = patient_world().await;
+    let resources = "invalidation: { max_staleness: 10s }\nresources: { item: { key: id, ttl: 2s, ttl_jitter: 0, refresh_ahead: 10, local_ttl: 1h } }";
+    let app = world.app(resources).await;
+    let metric = r#"cache_aside_requests_total{resource="item",result="hit",tier="local"}"#;
+    app.until("held in process", async |app| {
+        app.get("/api/item/7").await.expect(200);
+        app.metric(metric).await > 0
+    })
+    .await;
+    // A change that no trigger sees: nothing drops the entry, only its TTL ends.
+    world.sql("SET session_replication_role = replica; UPDATE item SET name = 'new' WHERE id = 7").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers = readers(&app, "/api/item/7", &stop);
+    app.until("refreshed", async |app| app.get("/api/item/7").await.json()["data"]["name"] == "new").await;
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        assert_eq!(reader.await.expect("no reader panics"), Vec::<String>::new(), "everybody hit");
+    }
+    assert!(app.metric(r#"cache_aside_refreshes_total{kind="ahead",resource="item"}"#).await > 0);
 }

@@ -120,6 +120,11 @@ impl Local {
         }
     }
 
+    /// Lets go of what the node holds a later value of. What is here is no less right, but it ends sooner.
+    pub(super) fn outdated(&self, key: &str) {
+        self.map.remove(key);
+    }
+
     /// Bytes held.
     pub(super) fn bytes(&self) -> u64 {
         self.map.weight()

@@ -614,6 +614,11 @@ impl Cache for RedisCache {
         {
             leases[index] = lease;
         }
+        if let Some(local) = &self.local {
+            for (place, _) in places.iter().zip(&leases).filter(|(_, lease)| matches!(lease, Lease::Hit(_))) {
+                local.outdated(place.key);
+            }
+        }
         self.still(leases, deadlines, first)
     }
 
@@ -669,7 +674,12 @@ impl Cache for RedisCache {
             Value::ServerError(_) => Ok(Filled::Gone),
             _ => Err(CacheError::Refused),
         };
-        let verdicts = fills.iter().zip(filled).map(read).collect();
+        let verdicts: Result<Vec<Filled>, CacheError> = fills.iter().zip(filled).map(read).collect();
+        if let Some(local) = &self.local {
+            for (place, ..) in fills {
+                local.outdated(place.key);
+            }
+        }
         // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
         if self.verified(deadlines)? { verdicts } else { Err(CacheError::Untrusted) }
     }
