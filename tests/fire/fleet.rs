@@ -152,6 +152,12 @@ impl Fleet {
         sum
     }
 
+    /// How many connections to the database the replicas have.
+    pub async fn connections(&self) -> f64 {
+        let idle = self.sum("cache_aside_pool_connections{backend=\"postgresql\",state=\"idle\"}").await;
+        idle + self.sum("cache_aside_pool_connections{backend=\"postgresql\",state=\"in_use\"}").await
+    }
+
     /// Reads the keys from 1 on through the first replica, a thousand at a time.
     pub async fn warm(&self, keys: usize) {
         for first in (1..=keys).step_by(1000) {

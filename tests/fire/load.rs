@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,7 +64,8 @@ pub struct Load {
     pub keys: Keys,
     /// Requests per second, of all connections together.
     pub rate: f64,
-    /// How many connections there are, and so how many requests can be under way.
+    /// How many connections there are, and so how many requests can be under way. Whichever is free takes the next
+    /// request: one that waits for its answer delays no other.
     pub connections: usize,
 }
 
@@ -193,6 +194,8 @@ struct Shared {
     load: Load,
     began: Instant,
     stop: Arc<AtomicBool>,
+    /// How many requests have found a connection.
+    taken: AtomicU64,
     windows: Mutex<BTreeMap<u128, Window>>,
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
@@ -205,6 +208,7 @@ impl Load {
             load: self,
             began: Instant::now() + Duration::from_millis(20),
             stop: Arc::clone(&stop),
+            taken: AtomicU64::new(0),
             windows: Mutex::default(),
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
@@ -233,16 +237,16 @@ impl Load {
     }
 }
 
-/// One connection, with its share of the requests.
-#[expect(clippy::cast_precision_loss, reason = "a few thousand connections")]
+/// One connection: takes the next request, waits for its moment, asks, and so on.
+#[expect(clippy::cast_precision_loss, reason = "fewer than 2^52 requests")]
 async fn reader(shared: Arc<Shared>, place: usize) {
     let load = &shared.load;
-    let step = Duration::from_secs_f64(load.connections as f64 / load.rate);
-    let mut meant = shared.began + step.mul_f64(place as f64 / load.connections as f64);
     let mut random = fastrand::Rng::with_seed(place as u64);
     let mut request = Vec::with_capacity(128);
     let mut line = Line { wire: None, address: load.targets.from(place), version: 0 };
     loop {
+        let number = shared.taken.fetch_add(1, Ordering::Relaxed);
+        let meant = shared.began + Duration::from_secs_f64(number as f64 / load.rate);
         // In short steps, so that it ends soon where it asks rarely.
         loop {
             if shared.stop.load(Ordering::Relaxed) {
@@ -272,7 +276,6 @@ async fn reader(shared: Arc<Shared>, place: usize) {
             window.again += u64::from(again);
             window.without_retry_after += u64::from(without);
         }
-        meant += step;
     }
 }
 

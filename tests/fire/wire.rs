@@ -21,7 +21,7 @@ pub enum How {
     Hit,
     /// 200 from a cache, past its TTL.
     Stale,
-    /// 200, after a load of one's own or of somebody else's.
+    /// 200, after a load of one's own or of somebody else's: this one waited.
     Miss,
     /// 200 from the database, past a cache that can't be used.
     Bypass,
@@ -162,7 +162,8 @@ fn forwarded(value: &[u8]) -> How {
     let rest = value.strip_prefix(b"cache-aside; ").unwrap_or(value);
     match rest {
         [b'h', b'i', b't', ..] => How::Hit,
-        [b'f', b'w', b'd', b'=', b's', b't', ..] => How::Stale,
+        // With what is left of the TTL, if it came out of the cache; else it was stale there, and loaded.
+        [b'f', b'w', b'd', b'=', b's', b't', ..] if find(rest, b"; ttl=").is_some() => How::Stale,
         [b'f', b'w', b'd', b'=', b'b', ..] => How::Bypass,
         _ => How::Miss,
     }

@@ -31,7 +31,13 @@ pub async fn run() -> Vec<Report> {
     let base = base.percentile(99.0, &SERVED);
     drop(without);
     let mut fleet = Fleet::start(kit()).await;
-    vec![drill(&mut fleet, base, false).await, drill(&mut fleet, base, true).await]
+    let mut reports = Vec::new();
+    for (how, hung) in
+        [("killed", false), ("killed again, with all connections to the database open", false), ("hung", true)]
+    {
+        reports.push(drill(&mut fleet, base, how, hung).await);
+    }
+    reports
 }
 
 fn kit() -> Kit<'static> {
@@ -42,7 +48,7 @@ fn load(fleet: &Fleet) -> Load {
     Load { targets: fleet.targets(), path: "/api/thing/", keys: uniform(KEYS), rate: RATE, connections: 240 }
 }
 
-async fn drill(fleet: &mut Fleet, base: f64, hung: bool) -> Report {
+async fn drill(fleet: &mut Fleet, base: f64, how: &str, hung: bool) -> Report {
     fleet.pace(Duration::ZERO).await;
     fleet.cached().await;
     fleet.warm(KEYS).await;
@@ -52,6 +58,7 @@ async fn drill(fleet: &mut Fleet, base: f64, hung: bool) -> Report {
     sleep(Duration::from_secs(2)).await;
     let calm = Instant::now();
     sleep(Duration::from_secs(4)).await;
+    let connections = fleet.connections().await;
     let gone = Instant::now();
     if hung {
         fleet.redis.pause();
@@ -71,7 +78,6 @@ async fn drill(fleet: &mut Fleet, base: f64, hung: bool) -> Report {
     let seen = going.end().await;
     let looks = watch.end();
 
-    let how = if hung { "hung" } else { "killed" };
     let title = format!("cache {how} for {} s at {RATE} reads/s over three replicas", AWAY.as_secs());
     let mut report = Report::new(title, true);
     report.calm(&seen.between(calm, gone));
@@ -100,6 +106,8 @@ async fn drill(fleet: &mut Fleet, base: f64, hung: bool) -> Report {
     let permits = i64::try_from(POOL * fleet.apps.len()).unwrap_or(i64::MAX);
     let active = looks.most_active(calm, end);
     report.must("statements at one time", active, format!("{permits} at most: the permits"), active <= permits);
+    let open = fleet.connections().await;
+    report.seen("connections to the database, before and after", format!("{connections}, {open}"));
     let took = hits_back(&seen, back).map_or(f64::INFINITY, |at| at.saturating_duration_since(back).as_secs_f64());
     report.timing("until half of the reads are hits again", format!("{took:.1} s"), "3 s at most", took <= 3.0);
     report

@@ -102,6 +102,9 @@ async fn herd(fleet: &Fleet, key: usize, readers: usize, fault: Fault, report: &
         Fault::Hung => "hung",
         Fault::Killed => "killed",
     };
+    let [hits, waited, past] =
+        [How::Hit, How::Miss, How::Bypass].map(|how| shots.iter().filter(|shot| shot.how == how).count());
+    report.seen(format!("{name}: hits, waited for a fill, went past the cache"), format!("{hits}, {waited}, {past}"));
     if fault == Fault::Terminated {
         report.must(format!("{name}: statements that were ended"), hit, "1", hit == 1);
     }
