@@ -83,7 +83,7 @@ impl Fleet {
              database: {{ url: \"{}\", pool_size: {}, queue: {} }}\n\
              cache: {{ url: \"{}\" }}\n\
              access: {{ admin: public, refresh: public }}\n\
-             resources: {{ thing: {{ key: id, {} }} }}\n",
+             resources: {{ thing: {{ key: id, {} }}, steady: {{ table: thing, key: id, ttl: 1h }} }}\n",
             kit.server,
             database.url,
             kit.pool_size,
@@ -150,6 +150,11 @@ impl Fleet {
             sum += values(&ours, "cache_aside_store_queries_total").sum::<f64>();
         }
         sum
+    }
+
+    /// The sum of a metric's lines of one replica.
+    pub async fn of(&self, replica: usize, metric: &str) -> f64 {
+        values(&self.apps[replica].get("/metrics").await.text, metric).sum()
     }
 
     /// How many connections to the database the replicas have.

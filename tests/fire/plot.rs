@@ -75,9 +75,10 @@ fn axes(svg: &mut String, panel: &Panel<'_>, top: f64, first: f64, last: f64, x:
     while second <= last {
         let _ = writeln!(
             svg,
-            "<text class=\"small\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{second}</text>",
+            "<text class=\"small\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             x(second),
-            bottom + 18.0
+            bottom + 18.0,
+            second + 0.0
         );
         second += wide;
     }

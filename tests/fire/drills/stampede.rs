@@ -57,6 +57,7 @@ async fn herds(readers: usize, faults: &[Fault], timed: bool) -> Report {
 async fn herd(fleet: &Fleet, key: usize, readers: usize, fault: Fault, report: &mut Report) {
     let path = format!("/api/thing/{key}");
     let (before, said) = (fleet.evaluations().await, fleet.statements().await);
+    let troubles = troubles(fleet, &[0, 1, 2]).await;
     let volley = Volley::load(&fleet.addresses(), readers).await;
     // Where one replica is to be the filler, it is asked a moment earlier.
     let mut first = None;
@@ -105,6 +106,10 @@ async fn herd(fleet: &Fleet, key: usize, readers: usize, fault: Fault, report: &
     let [hits, waited, past] =
         [How::Hit, How::Miss, How::Bypass].map(|how| shots.iter().filter(|shot| shot.how == how).count());
     report.seen(format!("{name}: hits, waited for a fill, went past the cache"), format!("{hits}, {waited}, {past}"));
+    // Whatever the cache did not answer in time goes past it.
+    let after = self::troubles(fleet, counted).await;
+    let troubles: f64 = counted.iter().map(|replica| after[*replica] - troubles[*replica]).sum();
+    report.seen(format!("{name}: operations that the cache did not answer in time"), troubles);
     if fault == Fault::Terminated {
         report.must(format!("{name}: statements that were ended"), hit, "1", hit == 1);
     }
@@ -123,6 +128,15 @@ async fn herd(fleet: &Fleet, key: usize, readers: usize, fault: Fault, report: &
         report.must(format!("{name}: queries, as the database counts"), queries, "at most 2", queries <= 2);
     }
     waits(name, &shots, fault, report);
+}
+
+/// Operations of the cache that failed so far, replica by replica.
+async fn troubles(fleet: &Fleet, replicas: &[usize]) -> [f64; 3] {
+    let mut troubles = [0.0; 3];
+    for replica in replicas {
+        troubles[*replica] = fleet.of(*replica, "cache_aside_errors_total{component=\"cache\"").await;
+    }
+    troubles
 }
 
 /// How long the last reader waited, of whatever came.
