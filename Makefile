@@ -1,5 +1,5 @@
 # The recipes that people and continuous integration share.
-.PHONY: demo test lint manifests rehearse image servers bench drill drill-fire walkthrough
+.PHONY: demo test lint manifests rehearse image servers bench drill drill-fire walkthrough hot
 
 demo: ## Serve the demo: no configuration, no servers
 	cargo run --release
@@ -53,3 +53,6 @@ bench: servers ## What lanes save against checking a connection out for every re
 
 walkthrough: servers ## What an answer takes from the database and from the cache, for the statements of docs/walkthrough.md
 	cargo bench --locked --bench walkthrough
+
+hot: servers ## What local_hot_ttl and compress_above cost and save: CPU per read and bytes, as ratios
+	cargo bench --locked --bench hot

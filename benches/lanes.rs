@@ -15,8 +15,15 @@ use deadpool_redis::{Manager, Pool};
 
 const READS: usize = 40_000;
 const ROUNDS: usize = 5;
-const PLACE: Place<'static> =
-    Place { key: "bench:1", resource: "bench", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false };
+const PLACE: Place<'static> = Place {
+    key: "bench:1",
+    resource: "bench",
+    shape: 1,
+    groups: &[],
+    local_ttl: Duration::ZERO,
+    refreshes: 0,
+    strict: false,
+};
 
 struct Server(Child, u16);
 
@@ -102,7 +109,7 @@ async fn main() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let payload = bytes::Bytes::from(vec![b'x'; 200]);
-    let lease = cache.lease(&[PLACE], Duration::from_secs(5), Duration::ZERO).await.expect("it answers").remove(0);
+    let lease = cache.lease(&[PLACE], Duration::from_secs(5)).await.expect("it answers").remove(0);
     let Lease::Fill { ticket, .. } = lease else { panic!("the key is new") };
     let (ttl, grace) = (Duration::from_hours(1), Duration::ZERO);
     let fill = Fill {

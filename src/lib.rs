@@ -134,4 +134,5 @@ pub mod config;
 #[cfg(feature = "server")]
 #[doc(hidden)]
 pub mod demo;
+pub mod shield;
 pub mod telemetry;

@@ -112,8 +112,8 @@ fn printing() -> bool {
 
 // One entry, by itself.
 
-const LEASE: Command<u8> = Command::Lease { fence: 1, tag: 7, lock: 10, spare: 0, early: 0 };
-const OTHER_LEASE: Command<u8> = Command::Lease { fence: 2, tag: 7, lock: 10, spare: 0, early: 0 };
+const LEASE: Command<u8> = Command::Lease { fence: 1, tag: 7, lock: 10, spare: 0, refreshes: None };
+const OTHER_LEASE: Command<u8> = Command::Lease { fence: 2, tag: 7, lock: 10, spare: 0, refreshes: None };
 const FILL: Command<u8> = Command::Fill { fence: 1, tag: 7, value: 5, ttl: 100, grace: 50 };
 
 /// Tells a fresh entry all of it, each at its time, and collects the answers.
@@ -166,27 +166,26 @@ fn a_stale_value_is_refreshed_by_one_and_served_to_the_others() {
 
 #[test]
 fn a_fresh_value_is_refreshed_ahead_by_one_and_stays_a_hit() {
-    let early = |fence, early| Command::Lease { fence, tag: 7, lock: 10, spare: 0, early };
+    let early = |fence, stored| Command::Lease { fence, tag: 7, lock: 10, spare: 0, refreshes: Some(stored) };
     let read = Command::Read { tag: 7 };
     let renewed = Command::Fill { fence: 2, tag: 7, value: 6, ttl: 100, grace: 50 };
-    let commands =
-        [(0, LEASE), (0, FILL), (80, early(2, 19)), (80, early(2, 20)), (81, early(3, 20)), (82, read.clone())];
-    let refreshed = [(83, OTHER_LEASE), (84, renewed), (85, early(3, 20)), (150, read)];
+    let commands = [(0, LEASE), (0, FILL), (80, early(2, 1)), (80, early(2, 0)), (81, early(3, 0)), (82, read.clone())];
+    let refreshed = [(83, OTHER_LEASE), (84, renewed), (85, early(3, 0)), (150, read)];
     let answers = told(&[commands.as_slice(), &refreshed].concat());
     let there = || Some(5);
-    // Too early; taken; taken already; a hit meanwhile, for those who ask for no refresh too.
+    // Another than was seen; taken; taken already; a hit meanwhile, for those who ask for no refresh too.
     let before = [Answer::Hit(5), Answer::Fill { stale: there() }, Answer::Wait { stale: there() }, Answer::Fresh(5)];
     assert_eq!(answers[2..6], before);
     assert_eq!(answers[6..], [Answer::Hit(5), Answer::Stored, Answer::Hit(6), Answer::Fresh(6)]);
     // Whatever drops it drops the refresh.
-    let dropped = [(0, LEASE), (0, FILL), (90, early(2, 20)), (91, Command::Invalidate)];
+    let dropped = [(0, LEASE), (0, FILL), (90, early(2, 0)), (91, Command::Invalidate)];
     let late = [(92, Command::Fill { fence: 2, tag: 7, value: 6, ttl: 100, grace: 50 })];
     assert_eq!(told(&[dropped.as_slice(), &late].concat())[4], Answer::Gone);
 }
 
 #[test]
 fn a_value_of_another_tag_is_absent_but_left_alone_while_it_is_young() {
-    let lease = |spare| Command::Lease { fence: 2, tag: 8, lock: 10, spare, early: 0 };
+    let lease = |spare| Command::Lease { fence: 2, tag: 8, lock: 10, spare, refreshes: None };
     let answers = told(&[(0, LEASE), (0, FILL), (1, Command::Read { tag: 8 }), (1, lease(2)), (1, lease(1))]);
     assert_eq!(answers[2..], [Answer::Absent, Answer::Past, Answer::Fill { stale: None }]);
 }

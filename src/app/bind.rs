@@ -9,7 +9,7 @@ use crate::config::{Config, InvalidationMode, Query, Resource};
 use crate::served::Served;
 use crate::store::{AnyStore, Captured, Store, StoreError};
 
-/// Between two looks while something is missing, and between two questions whether the database answers.
+/// Between two looks while something is missing.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Between two looks whether changes are still captured, when all is well.
 const RECHECK: Duration = Duration::from_secs(5);
@@ -244,11 +244,15 @@ async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<V
     Ok(problems)
 }
 
-/// Asks the database now and then whether it answers, for /readyz.
+/// Asks the database now and then whether it answers, for /readyz and for the breaker before it.
 pub(super) async fn watch_database(served: Served) {
+    let (store, guard) = (served.aside.store(), served.aside.guard());
     let mut before: Option<bool> = None;
     loop {
-        let answer = served.aside.store().ping().await.map_err(|error| error.to_string());
+        let answer = store.ping().await;
+        guard.asked(&answer);
+        served.aside.metrics().breaker(store.engine(), Some(guard.state()));
+        let answer = answer.map_err(|error| error.to_string());
         if before != Some(answer.is_ok()) {
             match &answer {
                 Ok(()) => tracing::info!("the database answers"),
@@ -256,7 +260,8 @@ pub(super) async fn watch_database(served: Served) {
             }
             before = Some(answer.is_ok());
         }
+        let answers = answer.is_ok();
         served.health.database.store(Arc::new(answer));
-        tokio::time::sleep(PAUSE).await;
+        guard.pause(answers).await;
     }
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "store")]
 mod bind;
 #[cfg(feature = "server")]
+mod door;
+#[cfg(feature = "server")]
 mod server;
 #[cfg(feature = "store")]
 mod watches;

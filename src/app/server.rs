@@ -11,6 +11,7 @@ use actix_web::{App as Service, HttpServer, web};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::door::{BACKLOG, Door, GOODBYE, KEEP_ALIVE};
 use super::{Watches, serve};
 use crate::cache::AnyCache;
 use crate::catalog::Policy;
@@ -20,8 +21,8 @@ use crate::served::{Health, Served};
 use crate::store::AnyStore;
 use crate::telemetry::Metrics;
 
-/// Longer than load balancers keep idle connections, so that they close them and never write into one that just closed.
-const KEEP_ALIVE: Duration = Duration::from_mins(2);
+/// Connections to the management side.
+const MANAGEMENT: usize = 128;
 
 /// A service that is built and listens, but does not answer yet.
 pub struct App {
@@ -57,6 +58,8 @@ impl App {
             }),
             health,
         };
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        let door = Door::new(server, config.database.pool_size, workers);
         let management = server.management_listen.filter(|address| *address != server.listen);
         let mut servers = Vec::new();
         let mut addresses = Vec::new();
@@ -73,15 +76,22 @@ impl App {
                 .configure(http::api(&front, management.is_none()))
         });
         let grace = server.shutdown_timeout.as_secs().max(1);
-        servers.push(api.keep_alive(KEEP_ALIVE).disable_signals().shutdown_timeout(grace).listen(listener)?.run());
+        // A client that closes its side has hung up, as for most servers: what it waited for is given up where that is safe.
+        let api = api.workers(workers).max_connections(door.per_worker).h1_allow_half_closed(false);
+        let api = api.keep_alive(KEEP_ALIVE).client_request_timeout(door.head).client_disconnect_timeout(GOODBYE);
+        let api = api.tcp_nodelay(true).on_connect(move |connection, _| door.connected(connection));
+        servers.push(api.disable_signals().shutdown_timeout(grace).listen(listener)?.run());
         if let Some(address) = management {
             let listener = listen(address)?;
             addresses.push(listener.local_addr()?);
             let front = front.clone();
             let management =
                 HttpServer::new(move || Service::new().configure(http::management(&web::Data::new(front.clone()))));
-            let management = management.workers(1).disable_signals().shutdown_timeout(grace);
-            servers.push(management.listen(listener)?.run());
+            // Whoever may come here is known, and must get through whatever goes on at the other port.
+            let management = management.workers(1).max_connections(MANAGEMENT).h1_allow_half_closed(false);
+            let management = management.client_request_timeout(door.head).client_disconnect_timeout(GOODBYE);
+            let management = management.tcp_nodelay(true).on_connect(move |connection, _| door.connected(connection));
+            servers.push(management.disable_signals().shutdown_timeout(grace).listen(listener)?.run());
         }
         let drain_delay = config.server.drain_delay;
         Ok(Self { servers, addresses, front, drain_delay, config: Arc::new(config) })
@@ -129,6 +139,8 @@ impl App {
 fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address).with_context(|| format!("{address} can't be listened on"))?;
     listener.set_nonblocking(true)?;
+    // Again, for a longer queue than the standard library's.
+    rustix::net::listen(&listener, BACKLOG)?;
     Ok(listener)
 }
 

@@ -86,12 +86,13 @@ fn rounds(served: &Served, config: &Config) -> Option<Rounds> {
     Some(Rounds::new(cache, feed, pace, metrics, Arc::clone(&served.health.rounds)))
 }
 
-/// Tells in metrics how far behind the cache may be, and for how long nobody knew.
+/// Tells in metrics how far behind the cache may be, for how long nobody knew, and whether it is asked.
 async fn watch_staleness(served: Served) {
     const STEP: Duration = Duration::from_millis(100);
     let (cache, metrics) = (served.aside.cache(), served.aside.metrics());
     let mut before = std::time::Instant::now();
     let mut known: Vec<String> = Vec::new();
+    let mut broken: Vec<String> = Vec::new();
     loop {
         tokio::time::sleep(STEP).await;
         let passed = before.elapsed();
@@ -108,6 +109,14 @@ async fn watch_staleness(served: Served) {
         for gone in known.iter().filter(|address| memories.iter().all(|memory| memory.address != **address)) {
             metrics.staleness(gone, None);
         }
+        let breakers = cache.breakers(&memories);
+        for gone in broken.iter().filter(|backend| breakers.iter().all(|(other, _)| other != *backend)) {
+            metrics.breaker(gone, None);
+        }
+        for (backend, state) in &breakers {
+            metrics.breaker(backend, Some(*state));
+        }
+        broken = breakers.into_iter().map(|(backend, _)| backend).collect();
         known = memories.into_iter().map(|memory| memory.address).collect();
     }
 }

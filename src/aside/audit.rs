@@ -4,7 +4,7 @@
 //! longest time for which it may be behind, and the database still doesn't.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
@@ -80,7 +80,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
     }
 
     async fn cached(&self, target: &Target) -> Option<Option<Entry>> {
-        match self.cache.read(target.place()).await.ok()? {
+        match self.cache.read(self.place(target, Instant::now())).await.ok()? {
             Lookup::Fresh(entry) if entry.verified => Some(Some(entry)),
             _ => Some(None),
         }

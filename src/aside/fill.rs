@@ -12,7 +12,8 @@ use super::{Core, LOCK};
 use crate::cache::entry::{self, Entry};
 use crate::cache::{Cache, Fill, Filled, Lease, Lookup, Place, Ticket};
 use crate::catalog::{Key, Target, What};
-use crate::store::{Load, Row, StoreError};
+use crate::shield::{self, ATTEMPTS};
+use crate::store::{Load, Row, StoreError, Waiters};
 
 /// The first pause between two looks at an entry that another process fills; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -85,7 +86,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         }
         let covers: Vec<u32> = led.iter().map(|led| led.pilot.advance()).collect();
         let places: Vec<Place<'_>> = led.iter().map(|led| led.target.place()).collect();
-        let Ok(leases) = self.core.asked("lease", self.core.cache.lease(&places, LOCK, Duration::ZERO)).await else {
+        let Ok(leases) = self.core.asked("lease", self.core.cache.lease(&places, LOCK)).await else {
             sorted.load = led.into_iter().map(|led| led.unstored(Forward::Bypass)).collect();
             return sorted;
         };
@@ -128,6 +129,10 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             }
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+            waiting.retain(|(led, _)| !led.pilot.is_deserted());
+            if waiting.is_empty() {
+                return;
+            }
             let covers: Vec<u32> = waiting.iter().map(|(led, _)| led.pilot.advance()).collect();
             let places: Vec<Place<'_>> = waiting.iter().map(|(led, _)| led.target.place()).collect();
             let Ok(lookups) = self.core.asked("get_many", self.core.cache.read_many(&places)).await else {
@@ -167,8 +172,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         let metrics = self.core.metrics.resource(&first.target.resource().name);
         let mut covers: Vec<u32> = jobs.iter().map(Job::advance).collect();
         let started = Instant::now();
-        let loaded = self.renewing(&jobs).await;
+        let waiters = Waiters::default();
+        let loaded = self.renewing(&jobs, &waiters).await;
         let database = started.elapsed();
+        // Not what the queue took: the fuller it is, the more would be refreshed, and the sooner.
+        let cost = waiters.admitted().unwrap_or(started).elapsed();
         let loaded = match loaded {
             Ok(loaded) => loaded,
             // One value that the database can't read must not cost the others their answer.
@@ -180,29 +188,42 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             }
             Err(error) => {
                 self.give_back(&jobs, &error).await;
-                self.failed(jobs, &error, database).await;
+                // There is no landing where nobody is on board: whoever came too late to be waited for asks again.
+                if error != StoreError::Abandoned {
+                    self.failed(jobs, &error, database).await;
+                }
                 return;
             }
         };
         let mut fills = Vec::new();
         let mut unused = Vec::new();
+        let mut over = Vec::new();
         let mut entries = Vec::with_capacity(jobs.len());
         for (index, (job, loaded)) in jobs.iter().zip(loaded).enumerate() {
-            let fill = loaded.fill(&job.target, database);
+            let fill = loaded.fill(&job.target, cost);
             entries.push(fill.entry());
+            self.core.top.loaded(&job.target, fill.payload.len(), started.into_std());
             let Some(ticket) = job.ticket else { continue };
-            if !loaded.storable(&job.target) {
-                unused.push((job.target.place(), ticket));
-            } else if fill.payload.len() > self.core.limits.max_entry {
+            let too_big = fill.payload.len() > self.core.limits.max_entry;
+            if too_big {
                 metrics.too_big();
+            }
+            if !too_big && loaded.storable(&job.target) {
+                fills.push((index, (job.target.place(), ticket, fill)));
+            } else if job.pilot.is_some() {
                 unused.push((job.target.place(), ticket));
             } else {
-                fills.push((index, (job.target.place(), ticket, fill)));
+                // What was refreshed is known not to be so any more.
+                over.push(job.target.entry());
             }
         }
         if !unused.is_empty() {
             // Where it fails, the locks end by themselves.
             let _ = self.core.asked("release", self.core.cache.release(&unused)).await;
+        }
+        if !over.is_empty() {
+            // Where it fails, their TTL ends them.
+            let _ = self.core.asked("invalidate", self.core.cache.invalidate_unless_held(&over, None)).await;
         }
         let mut stored = vec![false; jobs.len()];
         if !fills.is_empty() {
@@ -211,6 +232,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             if let Ok(verdicts) = self.core.asked("fill", self.core.cache.fill(&fills)).await {
                 for ((index, sent), verdict) in indexes.into_iter().zip(sent).zip(verdicts) {
                     metrics.fill(verdict);
+                    if let Filled::Fenced | Filled::Gone = verdict {
+                        self.core.top.refused(&jobs[index].target, started.into_std());
+                    }
                     if verdict == Filled::Stored {
                         // Nothing was invalidated between the load and this fill, so whoever came before it may share it.
                         stored[index] = true;
@@ -232,14 +256,19 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         }
     }
 
-    /// Loads, and keeps the locks alive meanwhile.
-    async fn renewing(&self, jobs: &[Job]) -> Result<Vec<Loaded>, StoreError> {
+    /// Loads, keeps the locks alive meanwhile, and says when nobody waits for it any more.
+    async fn renewing(&self, jobs: &[Job], waiters: &Waiters) -> Result<Vec<Loaded>, StoreError> {
         let held = held(jobs.iter());
-        let load = self.core.load(jobs);
-        tokio::pin!(load);
+        let (load, deserted) = (self.core.load(jobs, waiters), deserted(jobs));
+        tokio::pin!(load, deserted);
+        let mut left = false;
         loop {
             tokio::select! {
                 loaded = &mut load => return loaded,
+                () = &mut deserted, if !left => {
+                    left = true;
+                    waiters.leave();
+                }
                 () = tokio::time::sleep(LOCK / 3), if !held.is_empty() => {
                     // A renewal that fails only means that the fill may be refused.
                     let _ = self.core.asked("renew", self.core.cache.renew(&held, LOCK)).await;
@@ -294,6 +323,16 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
     }
 }
 
+/// Resolves when nobody waits for any of them. What is loaded for the next reader is waited for by him.
+async fn deserted(jobs: &[Job]) {
+    for job in jobs {
+        match &job.pilot {
+            Some(pilot) => pilot.deserted().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 fn held<'a>(jobs: impl Iterator<Item = &'a Job>) -> Vec<(Place<'a>, Ticket)> {
     jobs.filter_map(|job| Some((job.target.place(), job.ticket?))).collect()
 }
@@ -302,9 +341,9 @@ fn stale(entry: Entry) -> Landed {
     Landed { entry, source: Source::Cache, forward: Some(Forward::Stale), stored: false, collapsed: false }
 }
 
-/// Whether an entry is past its TTL by no more than `grace`.
+/// Whether an entry is past its TTL by no more than `grace`. "Not found" has none.
 fn within(entry: &Entry, grace: Duration) -> bool {
-    u128::from(entry.ttl_ms.min(0).unsigned_abs()) < grace.as_millis()
+    !entry.negative && u128::from(entry.ttl_ms.min(0).unsigned_abs()) < grace.as_millis()
 }
 
 /// Whether a stale entry is served while it is refreshed.
@@ -370,6 +409,7 @@ impl Fill {
             etag: self.etag,
             negative: self.negative,
             truncated: self.truncated,
+            stored_at: 0,
             age_ms: 0,
             ttl_ms: i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX),
             cost_us: u32::try_from(self.cost.as_micros()).unwrap_or(u32::MAX),
@@ -383,18 +423,43 @@ impl<C, S: Load> Core<C, S> {
     /// What an entry would be if it was filled now.
     pub(super) async fn load_one(&self, target: &Target) -> Result<Fill, StoreError> {
         let job = Job { target: target.clone(), pilot: None, ticket: None, stale: None, forward: Forward::Bypass };
-        let loaded = self.load(&[job]).await?;
+        let loaded = self.load(&[job], &Waiters::default()).await?;
         loaded.first().map(|loaded| loaded.fill(target, Duration::ZERO)).ok_or(StoreError::Busy)
     }
 
-    /// One statement for all jobs, in their order.
-    async fn load(&self, jobs: &[Job]) -> Result<Vec<Loaded>, StoreError> {
+    /// One statement for all jobs, in their order. Where the store can't be reached it is tried again, while there is somebody
+    /// who waits and has nothing else to get.
+    async fn load(&self, jobs: &[Job], waiters: &Waiters) -> Result<Vec<Loaded>, StoreError> {
+        let patient = jobs.iter().all(|job| job.pilot.is_some() && job.stale.is_none());
+        self.guard.budget.pay();
+        let mut attempts = 0;
+        loop {
+            self.guard.admit().inspect_err(|_| self.metrics.error("store", "not_asked"))?;
+            let outcome = self.load_once(jobs, waiters).await;
+            self.guard.learn(outcome.as_ref().err());
+            attempts += 1;
+            let again = patient && attempts < ATTEMPTS && matches!(outcome, Err(StoreError::Unavailable(_)));
+            if !again || !self.guard.budget.take() {
+                return outcome;
+            }
+            if let Some(job) = jobs.first() {
+                self.metrics.retried(&job.target.resource().name);
+            }
+            let pause = async {
+                tokio::time::sleep(shield::pause(attempts)).await;
+                Ok(())
+            };
+            waiters.or(pause).await?;
+        }
+    }
+
+    async fn load_once(&self, jobs: &[Job], waiters: &Waiters) -> Result<Vec<Loaded>, StoreError> {
         let Some(first) = jobs.first() else { return Ok(Vec::new()) };
         let resource = first.target.resource();
         let started = Instant::now();
         let (operation, outcome) = match first.target.what() {
             What::List { index, value } => {
-                let list = self.store.list(resource, *index, value).await;
+                let list = self.store.list(resource, *index, value, waiters).await;
                 let loaded = list.map(|rows| {
                     let (payload, truncated, origin) = (Some(rows.json), rows.truncated, rows.origin);
                     vec![Loaded { origin, payload, truncated, spelled_as_asked: true }]
@@ -402,7 +467,7 @@ impl<C, S: Load> Core<C, S> {
                 ("list", loaded)
             }
             What::Result(params) => {
-                let rows = self.store.query(resource, params).await;
+                let rows = self.store.query(resource, params, waiters).await;
                 let loaded = rows.map(|rows| {
                     let (payload, truncated, origin) = (Some(rows.json), rows.truncated, rows.origin);
                     vec![Loaded { origin, payload, truncated, spelled_as_asked: true }]
@@ -418,7 +483,7 @@ impl<C, S: Load> Core<C, S> {
                     })
                     .collect();
                 let operation = if keys.len() == 1 { "row" } else { "rows" };
-                let loaded = self.store.rows(resource, &keys).await.map(|batch| {
+                let loaded = self.store.rows(resource, &keys, waiters).await.map(|batch| {
                     let origin = batch.origin;
                     let one = |row: Option<Row>| {
                         let spelled_as_asked = row.as_ref().is_none_or(|row| row.spelled_as_asked);

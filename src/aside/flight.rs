@@ -35,7 +35,8 @@ impl Default for Flights {
 #[derive(Clone, Debug)]
 struct Flight {
     step: Arc<AtomicU32>,
-    landing: watch::Receiver<Option<Landing>>,
+    /// Only passengers hold the other end: so it is known when all of them have left.
+    landing: watch::Sender<Option<Landing>>,
 }
 
 /// What a flight brought.
@@ -87,7 +88,7 @@ pub(super) enum Arrived {
 
 impl Passenger {
     pub(super) async fn arrive(mut self) -> Arrived {
-        // The sender is dropped after it sent, or without having sent.
+        // The senders are dropped after one of them sent, or without having sent.
         let Ok(landing) = self.landing.wait_for(Option::is_some).await else { return Arrived::Lost };
         match landing.as_ref() {
             Some(landing) if self.step < landing.covers => Arrived::Covered(landing.clone()),
@@ -111,11 +112,11 @@ impl Flights {
         let mut shard = shard(&self.shards, key);
         if let Some(flight) = shard.get(key) {
             let step = flight.step.load(Ordering::SeqCst);
-            return Boarded::Passenger(Passenger { step, landing: flight.landing.clone() });
+            return Boarded::Passenger(Passenger { step, landing: flight.landing.subscribe() });
         }
         let (sender, receiver) = watch::channel(None);
         let step = Arc::new(AtomicU32::new(0));
-        shard.insert(key.to_owned(), Flight { step: Arc::clone(&step), landing: receiver.clone() });
+        shard.insert(key.to_owned(), Flight { step: Arc::clone(&step), landing: sender.clone() });
         let pilot = Pilot { key: key.to_owned(), step, landing: sender, shards: Arc::clone(&self.shards) };
         Boarded::Pilot(pilot, Passenger { step: 0, landing: receiver })
     }
@@ -131,6 +132,17 @@ impl Pilot {
     pub(super) fn land(self, landing: Landing) {
         self.close();
         self.landing.send_replace(Some(landing));
+    }
+
+    /// Resolves when nobody is on board any more: all have hung up, or their time is over. Somebody may board just then; a
+    /// pilot who leaves without landing makes him ask again.
+    pub(super) async fn deserted(&self) {
+        self.landing.closed().await;
+    }
+
+    /// Whether anybody is on board.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.landing.is_closed()
     }
 
     fn close(&self) {

@@ -16,12 +16,15 @@ mod answer;
 mod audit;
 mod fill;
 mod flight;
+mod guard;
 mod invalidate;
 mod read;
 mod read_many;
 mod refresh;
+mod sketch;
 #[cfg(test)]
 mod tests;
+mod top;
 mod write;
 mod writes;
 
@@ -33,7 +36,10 @@ use tokio::runtime::Handle;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
+pub use guard::Guard;
 use refresh::Refreshes;
+use top::Top;
+pub use top::{Outstanding, Standing};
 pub use write::Wrote;
 pub use writes::Writes;
 
@@ -84,6 +90,8 @@ impl<C: Clone, S> Clone for Aside<C, S> {
 struct Core<C, S> {
     cache: C,
     store: S,
+    /// Whether the store is asked.
+    guard: Guard,
     flights: Flights,
     refreshes: Refreshes,
     limits: Limits,
@@ -94,6 +102,8 @@ struct Core<C, S> {
     writes: Writes,
     warnings: Throttle,
     audit: audit::Audit,
+    /// Which entries stand out.
+    top: Top,
     /// Which changes concern what is served.
     mappings: ArcSwap<Vec<Mapping>>,
 }
@@ -112,6 +122,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let core = Core {
             cache: cache.clone(),
             store,
+            guard: Guard::default(),
             flights,
             refreshes: Refreshes::new(limits.refreshes),
             limits,
@@ -120,6 +131,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             writes,
             warnings: Throttle::default(),
             audit: audit::Audit::new(limits.audit_ratio, limits.max_staleness),
+            top: Top::default(),
             mappings: ArcSwap::default(),
         };
         Self { core: Arc::new(core), cache }
@@ -128,6 +140,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// The store behind the cache.
     pub fn store(&self) -> &S {
         &self.core.store
+    }
+
+    /// What stands before the store.
+    pub fn guard(&self) -> &Guard {
+        &self.core.guard
     }
 
     /// The cache.

@@ -28,6 +28,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let started = Instant::now();
         let outcome = self.answer(target, ask).await;
         let metrics = self.core.metrics.resource(&target.resource().name);
+        let size = outcome.as_ref().ok().map(|answer| answer.entry.payload.len());
+        self.core.top.read(target, size, started);
         match &outcome {
             Ok(answer) => metrics.read(answer.status.outcome(&answer.entry), started),
             Err(error) => {
@@ -52,11 +54,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             // A refresh looks again only if it was too late for somebody else's load: what it then finds was loaded
             // after its own invalidation.
             if matches!(path, Path::Lookup | Path::Again) {
-                match self.core.asked("get", self.cache.read(target.place())).await {
+                match self.core.asked("get", self.cache.read(self.core.place(target, looked))).await {
                     Ok(Lookup::Fresh(entry)) => {
                         self.core.audit_hit(target);
-                        if refresh::due(target, &entry) {
-                            self.core.refresh_ahead(vec![(target.clone(), entry.clone())]);
+                        if !ask.only_if_cached && refresh::due(target, &entry) {
+                            self.core.refresh_ahead(&[(target, &entry)]);
                         }
                         let status = Status::hit(looked.elapsed());
                         return Ok(Answer { entry, status });

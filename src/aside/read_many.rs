@@ -27,7 +27,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let outcome = self.answer_many(targets, ask).await;
         match &outcome {
             Ok(answers) => {
-                for answer in answers {
+                for (target, answer) in targets.iter().zip(answers) {
+                    self.core.top.read(target, Some(answer.entry.payload.len()), started);
                     metrics.reads(answer.status.outcome(&answer.entry), 1);
                 }
                 let hit = answers.iter().all(|answer| answer.status.forward.is_none());
@@ -57,20 +58,23 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         for round in 0.. {
             let looked = Instant::now();
             if matches!(path, Path::Lookup | Path::Again) {
-                let asked: Vec<Place<'_>> = open.iter().map(|index| distinct[*index].place()).collect();
+                let asked: Vec<Place<'_>> =
+                    open.iter().map(|index| self.core.place(distinct[*index], looked)).collect();
                 match self.core.asked("get_many", self.cache.read_many(&asked)).await {
                     Ok(lookups) => {
                         let took = looked.elapsed();
-                        let mut due = Vec::new();
                         for (index, lookup) in open.iter().zip(lookups) {
                             if let Lookup::Fresh(entry) = lookup {
-                                if refresh::due(distinct[*index], &entry) {
-                                    due.push((distinct[*index].clone(), entry.clone()));
-                                }
                                 answers[*index] = Some(Answer { entry, status: Status::hit(took) });
                             }
                         }
-                        self.core.refresh_ahead(due);
+                        if !ask.only_if_cached {
+                            let hits = open.iter().filter_map(|index| {
+                                answers[*index].as_ref().map(|answer| (distinct[*index], &answer.entry))
+                            });
+                            let due: Vec<_> = hits.filter(|(target, entry)| refresh::due(target, entry)).collect();
+                            self.core.refresh_ahead(&due);
+                        }
                         open.retain(|index| answers[*index].is_none());
                     }
                     Err(_) => path = Path::Bypass,

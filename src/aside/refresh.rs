@@ -23,8 +23,8 @@ use crate::store::Load;
 /// Added to what a load takes: the lease and the fill are on their way for a while, busy processes wait for their turn, and
 /// the fleet's clocks differ a little.
 const MARGIN: Duration = Duration::from_millis(20);
-/// No lot is drawn earlier than so many times the load: the natural logarithm of no smaller number can be drawn.
-const FARTHEST: f64 = 37.0;
+/// So many times the spread, and farther from the end no lot is worth drawing: one in ten million million would be drawn.
+const FARTHEST: f64 = 30.0;
 
 /// What this process refreshes ahead.
 #[derive(Debug)]
@@ -38,28 +38,34 @@ impl Refreshes {
         Self { under_way: Arc::default(), statements: Arc::new(Semaphore::new(at_once)) }
     }
 
-    /// Leaves out what is under way already.
-    fn begin(&self, due: &mut Vec<(Target, Entry)>) -> UnderWay {
+    /// The entry as one that is refreshed from now on; `None` where it is already.
+    fn begin(&self, key: &str) -> Option<UnderWay> {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        due.retain(|(target, _)| under_way.insert(target.entry().to_owned()));
-        let keys = due.iter().map(|(target, _)| target.entry().to_owned()).collect();
-        UnderWay { keys, all: Arc::clone(&self.under_way) }
+        if under_way.contains(key) {
+            return None;
+        }
+        under_way.insert(key.to_owned());
+        Some(UnderWay { key: key.to_owned(), all: Arc::clone(&self.under_way) })
     }
 }
 
-/// Nobody here refreshes these until it is dropped.
+/// Nobody here refreshes it until this is dropped.
 struct UnderWay {
-    keys: Vec<String>,
+    key: String,
     all: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in &self.keys {
-            all.remove(key);
-        }
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
+}
+
+/// An entry that is to be refreshed, and when what was seen of it was stored: another one was refreshed meanwhile.
+struct Due {
+    _under_way: UnderWay,
+    target: Target,
+    seen: u64,
 }
 
 /// Draws the lot of a hit.
@@ -76,44 +82,41 @@ pub(super) fn due(target: &Target, entry: &Entry) -> bool {
     left < spread * FARTHEST && left <= -spread * fastrand::f64().ln()
 }
 
-/// An entry that has more than this left is another than the one that was seen: it was refreshed meanwhile. Halfway between
-/// what was left of that and its whole life, for the clock by which it was read is an estimate.
-fn early(entry: &Entry) -> Duration {
-    let left = entry.ttl_ms.unsigned_abs();
-    Duration::from_millis(left.saturating_add(entry.age_ms / 2))
-}
-
 impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
     /// Refreshes fresh entries of one resource while they are served. Where too much is refreshed already, they are left to
     /// the next hit, or to their end.
-    pub(super) fn refresh_ahead(self: &Arc<Self>, mut due: Vec<(Target, Entry)>) {
-        if due.is_empty() {
+    pub(super) fn refresh_ahead(self: &Arc<Self>, due: &[(&Target, &Entry)]) {
+        let begin = |(target, entry): &(&Target, &Entry)| {
+            Some(Due {
+                _under_way: self.refreshes.begin(target.entry())?,
+                target: (*target).clone(),
+                seen: entry.stored_at,
+            })
+        };
+        let begun: Vec<Due> = due.iter().filter_map(begin).collect();
+        if begun.is_empty() {
             return;
         }
         let Ok(permit) = Arc::clone(&self.refreshes.statements).try_acquire_owned() else { return };
-        let under_way = self.refreshes.begin(&mut due);
-        if due.is_empty() {
-            return;
-        }
+        let left = due.iter().map(|(_, entry)| entry.ttl_ms.unsigned_abs()).max().unwrap_or(0);
         let core = Arc::clone(self);
         self.runtime.spawn(async move {
             let began = Instant::now();
-            let left =
-                Duration::from_millis(due.iter().map(|(_, entry)| entry.ttl_ms.unsigned_abs()).max().unwrap_or(0));
-            core.refresh(due).await;
+            core.refresh(&begun).await;
             drop(permit);
             // If it was another who got the lease, or the load failed, that is not tried again at once.
-            tokio::time::sleep(left.min(LOCK).saturating_sub(began.elapsed())).await;
-            drop(under_way);
+            let pause = Duration::from_millis(left).min(LOCK);
+            tokio::time::sleep(pause.saturating_sub(began.elapsed())).await;
+            drop(begun);
         });
     }
 
-    async fn refresh(&self, due: Vec<(Target, Entry)>) {
-        let early = due.iter().map(|(_, entry)| early(entry)).max().unwrap_or_default();
-        let places: Vec<Place<'_>> = due.iter().map(|(target, _)| target.place()).collect();
-        let Ok(leases) = self.asked("lease", self.cache.lease(&places, LOCK, early)).await else { return };
-        let leased = due.iter().zip(leases).filter_map(|((target, _), lease)| match lease {
-            Lease::Fill { ticket, .. } => Some(Job::unwaited(target.clone(), ticket, Forward::Miss)),
+    async fn refresh(&self, due: &[Due]) {
+        let places: Vec<Place<'_>> =
+            due.iter().map(|due| Place { refreshes: due.seen, ..due.target.place() }).collect();
+        let Ok(leases) = self.asked("lease", self.cache.lease(&places, LOCK)).await else { return };
+        let leased = due.iter().zip(leases).filter_map(|(due, lease)| match lease {
+            Lease::Fill { ticket, .. } => Some(Job::unwaited(due.target.clone(), ticket, Forward::Miss)),
             Lease::Wait { .. } | Lease::Hit(_) | Lease::Past => None,
         });
         let jobs: Vec<Job> = leased.collect();
@@ -121,21 +124,5 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
             self.metrics.resource(&job.target.resource().name).refreshed_ahead(jobs.len() as u64);
         }
         Flight { core: self, began: Instant::now() }.load(jobs).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::FARTHEST;
-
-    proptest! {
-        #[test]
-        fn no_lot_is_drawn_farther(seed: u64) {
-            let mut lots = fastrand::Rng::with_seed(seed);
-            let lot = lots.f64();
-            prop_assert!(lot == 0.0 || -lot.ln() < FARTHEST);
-        }
     }
 }

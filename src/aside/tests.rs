@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use super::{Answer, Aside, Ask, Forward, Limits, ReadError, Source};
@@ -13,7 +14,9 @@ use crate::cache::memory::MemoryCache;
 use crate::cache::{Cache, Lookup};
 use crate::catalog::{self, Column, Image, Key, Kind, Param, Problem, Resource, Table, TableName, Target, What};
 use crate::config::{self, Defaults};
-use crate::store::{Batch, Captured, LastWord, Load, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written};
+use crate::store::{
+    Batch, Captured, LastWord, Load, Row, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError, Written,
+};
 use crate::telemetry::Metrics;
 
 /// What the next load does; each takes a second.
@@ -31,10 +34,16 @@ struct Script {
     value: Arc<AtomicU32>,
     loads: Arc<AtomicU32>,
     turns: Arc<Mutex<Vec<Turn>>>,
+    /// Its connections, where there are only so many.
+    room: Option<Arc<Semaphore>>,
 }
 
 impl Load for Script {
-    async fn rows(&self, _: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
+    async fn rows(&self, _: &Resource, keys: &[&Key], waiters: &Waiters) -> Result<Batch, StoreError> {
+        let _permit = match &self.room {
+            Some(room) => Some(waiters.or(async { room.acquire().await.map_err(|_| StoreError::Busy) }).await?),
+            None => None,
+        };
         self.loads.fetch_add(1, Ordering::SeqCst);
         let value = self.value.load(Ordering::SeqCst);
         let turn = self.turns.lock().unwrap().pop().unwrap_or(Turn::Value);
@@ -50,17 +59,17 @@ impl Load for Script {
         }
     }
 
-    async fn list(&self, _: &Resource, _: usize, _: &str) -> Result<Rows, StoreError> {
+    async fn list(&self, _: &Resource, _: usize, _: &str, _: &Waiters) -> Result<Rows, StoreError> {
         Err(StoreError::Busy)
     }
 
-    async fn query(&self, _: &Resource, _: &[Param]) -> Result<Rows, StoreError> {
+    async fn query(&self, _: &Resource, _: &[Param], _: &Waiters) -> Result<Rows, StoreError> {
         Err(StoreError::Busy)
     }
 }
 
 impl Store for Script {
-    async fn write(&self, _: &Resource, write: Write, _: &LastWord) -> Result<Written, WriteError> {
+    async fn write(&self, _: &Resource, write: Write, _: &LastWord, _: &Waiters) -> Result<Written, WriteError> {
         let Write::Delete { key, .. } = write else { return Err(WriteError::NotFound) };
         self.value.fetch_add(1, Ordering::SeqCst);
         Ok(Written { row: None, key, lists: Vec::new(), changes: Vec::new(), incomplete: false })
@@ -99,6 +108,20 @@ struct Heart {
 
 impl Heart {
     fn new(max_entry: usize) -> Self {
+        Self::with(max_entry, &Defaults::default())
+    }
+
+    fn with(max_entry: usize, defaults: &Defaults) -> Self {
+        Self::over(Script::default(), max_entry, defaults)
+    }
+
+    /// With so few connections to the store.
+    fn narrow(connections: usize) -> Self {
+        let room = Some(Arc::new(Semaphore::new(connections)));
+        Self::over(Script { room, ..Script::default() }, 1 << 10, &Defaults::default())
+    }
+
+    fn over(script: Script, max_entry: usize, defaults: &Defaults) -> Self {
         let id = Column {
             name: "id".into(),
             type_name: "integer".into(),
@@ -114,9 +137,8 @@ impl Heart {
         let table =
             Table { schema: None, name, is_view: false, columns, primary_key: vec!["id".into()], unique: vec![] };
         let declared = config::Resource { lists: BTreeMap::new(), ..config::Resource::default() };
-        let bound = catalog::bind("item", &declared, &Defaults::default(), "", table);
+        let bound = catalog::bind("item", &declared, defaults, "", table);
         let (resource, _) = bound.expect("it fits");
-        let script = Script::default();
         let limits = Limits {
             max_entry,
             wait: Duration::from_secs(5),
@@ -294,23 +316,94 @@ async fn a_refresh_that_fails_is_not_tried_at_once_and_the_entry_stays_a_hit() {
     sleep(Duration::from_mins(53)).await;
     heart.then(&[Turn::Down; 2]);
     refreshed(&heart).await;
+    let failed = Instant::now() + Duration::from_secs(1);
     refreshed(&heart).await;
+    assert!(failed.elapsed() < Duration::from_secs(1) && Instant::now() > failed, "one at a time");
     refreshed(&heart).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(heart.read(1).await.expect("it is answered").status.source, Source::Cache);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_is_refreshed_ahead_with_one_statement() {
+async fn what_a_load_costs_is_its_own_time_and_not_the_queues() {
+    let heart = Heart::narrow(1);
+    let (first, second) = (heart.begin(1).await, heart.begin(2).await);
+    for read in [first, second] {
+        let cost = read.await.expect("no panic").expect("it is answered").entry.cost_us;
+        assert!((1_000_000..1_100_000).contains(&cost), "{cost}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_failed_delays_nobody_past_the_ttl() {
     let heart = Heart::new(1 << 10);
-    let targets: Vec<Target> = (1..4).map(|id| heart.target(id)).collect();
-    heart.aside.read_many(&targets, ask()).await.expect("it is answered");
+    let ttl = heart.read(1).await.expect("it is answered").entry.ttl_ms.unsigned_abs();
+    sleep(Duration::from_millis(ttl - 1_050)).await;
+    heart.then(&[Turn::Down; 2]);
+    let ends = Instant::now() + Duration::from_millis(1_070);
+    refreshed(&heart).await;
+    tokio::time::sleep_until(ends).await;
+    let began = Instant::now();
+    assert_eq!(heart.read(1).await.expect("it is served").status.forward, Some(Forward::Stale));
+    assert!(began.elapsed() < Duration::from_millis(1_020), "it waited for its own load alone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn not_found_is_never_served_past_its_ttl() {
+    let heart =
+        Heart::with(1 << 10, &Defaults { stale_while_revalidate: Duration::from_mins(1), ..Defaults::default() });
+    heart.then(&[Turn::Absent]);
+    let ttl = heart.read(1).await.expect("it is answered").entry.ttl_ms.unsigned_abs();
+    let ends = Instant::now() + Duration::from_millis(ttl + 30);
+    sleep(Duration::from_millis(ttl - 500)).await;
+    refreshed(&heart).await;
+    tokio::time::sleep_until(ends).await;
+    let after = heart.read(1).await.expect("it is answered");
+    assert!(!after.entry.negative, "the refresh brought what there is by now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_wants_no_load_begins_none() {
+    let heart = Heart::new(1 << 10);
+    heart.read(1).await.expect("it is answered");
     sleep(Duration::from_mins(53)).await;
-    while heart.loads() == 1 {
-        let answers = heart.aside.read_many(&targets, ask()).await.expect("it is answered");
-        assert!(answers.iter().all(|answer| answer.status.forward.is_none()));
+    let cached = || Ask { only_if_cached: true, ..ask() };
+    while heart.aside.read(&heart.target(1), cached()).await.is_ok() {
+        heart.aside.read_many(&[heart.target(1)], cached()).await.ok();
         sleep(Duration::from_millis(10)).await;
     }
+    assert_eq!(heart.loads(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_finds_nothing_that_can_be_kept_drops_what_there_was() {
+    let heart = Heart::with(1 << 10, &Defaults { negative_ttl: Duration::ZERO, ..Defaults::default() });
+    heart.read(1).await.expect("it is answered");
+    sleep(Duration::from_mins(53)).await;
+    heart.then(&[Turn::Absent]);
+    refreshed(&heart).await;
+    sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(heart.aside.cache().read(heart.target(1).place()).await, Ok(Lookup::Absent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_refreshed_ahead_and_nothing_is_loaded_twice() {
+    let heart = Heart::with(1 << 10, &Defaults { ttl_jitter: 0.0, ..Defaults::default() });
+    let targets: Vec<Target> = (1..4).map(|id| heart.target(id)).collect();
+    heart.aside.read_many(&targets, ask()).await.expect("it is answered");
+    heart.script.value.store(1, Ordering::SeqCst);
+    sleep(Duration::from_mins(59)).await;
+    // Lots are drawn for each: with three in a batch, nobody can say that all are drawn at once, but none is loaded twice.
+    let old = |answers: &[Answer]| answers.iter().filter(|answer| answer.entry.payload == "0").count();
+    loop {
+        let answers = heart.aside.read_many(&targets, ask()).await.expect("it is answered");
+        assert!(answers.iter().all(|answer| answer.status.forward.is_none()), "nobody waits");
+        if old(&answers) == 0 {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!((2..=4).contains(&heart.loads()), "{}", heart.loads());
 }
 
 #[tokio::test(start_paused = true)]
@@ -337,6 +430,90 @@ async fn what_is_past_its_ttl_is_served_while_the_store_is_down_and_never_once_i
     heart.then(&[]);
     heart.read(1).await.expect("it is answered");
     sleep(Duration::from_secs(3600 + 601)).await;
-    heart.then(&[Turn::Down]);
+    heart.then(&[Turn::Down; 3]);
     assert!(heart.read(1).await.is_err(), "not for longer than stale_if_error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_out_of_reach_for_a_moment_is_asked_again() {
+    let heart = Heart::new(1 << 10);
+    heart.then(&[Turn::Down, Turn::Down]);
+    assert_eq!(value(heart.read(1).await), "0");
+    assert_eq!(heart.loads(), 3);
+    heart.then(&[Turn::Down; 3]);
+    assert!(heart.read(2).await.is_err(), "but not for ever");
+    assert_eq!(heart.loads(), 6);
+    heart.then(&[Turn::Down; 100]);
+    for id in 100..130 {
+        assert!(heart.read(id).await.is_err());
+    }
+    assert!(heart.loads() <= 6 + 30 + 10, "{} loads for 30 reads: retries have a budget", heart.loads());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_is_something_stale_nobody_waits_for_a_second_try() {
+    let heart = Heart::new(1 << 10);
+    heart.read(1).await.expect("it is answered");
+    sleep(Duration::from_secs(3601)).await;
+    heart.then(&[Turn::Down; 3]);
+    heart.read(1).await.expect("it is served");
+    assert_eq!(heart.loads(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_known_not_to_answer_is_not_asked() {
+    let heart = Heart::new(1 << 10);
+    heart.read(1).await.expect("it is answered");
+    sleep(Duration::from_secs(3601)).await;
+    let away = Err(StoreError::TimedOut);
+    heart.aside.guard().asked(&away);
+    heart.aside.guard().asked(&away);
+    let began = Instant::now();
+    let stale = heart.read(1).await.expect("it is served");
+    assert_eq!((stale.status.forward, stale.status.source), (Some(Forward::Stale), Source::Cache));
+    assert!(matches!(heart.read(2).await, Err(ReadError::Store(StoreError::Unavailable(_)))));
+    let What::Row(key) = heart.target(1).what().clone() else { panic!("it is a row") };
+    let write = Write::Delete { key, precondition: None };
+    let refused = heart.aside.write(&heart.resource, write).await;
+    assert!(matches!(refused, Err(WriteError::Store(StoreError::Unavailable(_)))), "{refused:?}");
+    assert_eq!((heart.loads(), began.elapsed()), (1, Duration::ZERO), "nobody waited for it");
+    heart.aside.guard().asked(&Ok(()));
+    assert_eq!(value(heart.read(2).await), "0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_nobody_waits_for_any_more_leaves_the_queue() {
+    let heart = Heart::narrow(1);
+    let first = heart.begin(1).await;
+    let second = heart.begin(2).await;
+    let third = heart.begin(3).await;
+    second.abort();
+    assert_eq!(value(first.await.expect("no panic")), "0");
+    assert_eq!(value(third.await.expect("no panic")), "0");
+    assert_eq!(heart.loads(), 2, "nobody waited for the second");
+    let lookup = heart.aside.cache().read(heart.target(2).place()).await;
+    assert_eq!(lookup, Ok(Lookup::Absent), "its lease was given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_stays_in_the_queue_as_long_as_somebody_waits() {
+    let heart = Heart::narrow(1);
+    let first = heart.begin(1).await;
+    let (leader, passenger) = (heart.begin(2).await, heart.begin(2).await);
+    leader.abort();
+    assert_eq!(value(first.await.expect("no panic")), "0");
+    assert_eq!(value(passenger.await.expect("no panic")), "0");
+    assert_eq!(heart.loads(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_boards_a_flight_that_is_just_given_up_is_answered() {
+    let heart = Heart::narrow(1);
+    let first = heart.begin(1).await;
+    let hurried = heart.begin(2).await;
+    hurried.abort();
+    // The flight does not know yet that it is deserted.
+    assert_eq!(value(heart.read(2).await), "0");
+    assert_eq!(value(first.await.expect("no panic")), "0");
+    assert_eq!(heart.loads(), 2);
 }

@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::cache::entry::Fence;
 use crate::catalog::{Key, Resource};
 use crate::invalidation::{Plan, plan};
-use crate::store::{LastWord, Store, StoreError, Write, WriteError, Written};
+use crate::store::{LastWord, Store, StoreError, Waiters, Write, WriteError, Written};
 
 /// Keys that one command drops.
 const CHUNK: usize = 1_000;
@@ -33,14 +33,17 @@ pub struct Wrote {
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     /// Writes, and invalidates the row and the lists it was or is in. Once begun, it ends whether or not anybody waits:
-    /// a client that hangs up between the commit and the invalidation must leave nothing stale behind.
+    /// a client that hangs up between the commit and the invalidation must leave nothing stale behind. What waits for a
+    /// connection when nobody waits for it any more is not begun.
     ///
     /// # Errors
     ///
     /// [`WriteError`]; a cache that can't be reached is none.
     pub async fn write(&self, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
         let (core, resource) = (Arc::clone(&self.core), Arc::clone(resource));
-        let work = async move { core.write(&resource, write).await };
+        let waiters = Waiters::default();
+        let _leaving = waiters.until_dropped();
+        let work = async move { core.write(&resource, write, &waiters).await };
         let task = self.core.writes.run(&self.core.runtime, work);
         match task.await {
             Ok(outcome) => outcome,
@@ -54,7 +57,12 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
 }
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
-    async fn write(self: &Arc<Self>, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
+    async fn write(
+        self: &Arc<Self>,
+        resource: &Arc<Resource>,
+        write: Write,
+        waiters: &Waiters,
+    ) -> Result<Wrote, WriteError> {
         let (operation, asked) = match &write {
             Write::Create { .. } => ("create", None),
             Write::Replace { key, .. } => ("replace", Some(key.clone())),
@@ -63,9 +71,15 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Core<C, S> {
         };
         let held = Arc::new(Mutex::new(Hold::default()));
         let last = self.last_word(resource, asked.clone(), &held)?;
+        self.guard.admit().inspect_err(|_| self.metrics.error("store", "not_asked"))?;
         let started = Instant::now();
-        let outcome = self.store.write(resource, write, &last).await;
+        let outcome = self.store.write(resource, write, &last, waiters).await;
         self.metrics.store_query(&resource.name, operation, started.elapsed());
+        match &outcome {
+            Ok(_) => self.guard.learn(None),
+            Err(WriteError::Store(error)) => self.guard.learn(Some(error)),
+            Err(_) => {}
+        }
         let hold = std::mem::take(&mut *held.lock().unwrap_or_else(PoisonError::into_inner));
         match outcome {
             Ok(written) => {

@@ -4,7 +4,7 @@
 //! offset size
 //!      0    2  magic "C\x03": another format version is another entry
 //!      2    1  state: P pending, V valid, H held by a writer
-//!      3    1  flags: 1 not found, 2 truncated list
+//!      3    1  flags: 1 not found, 2 truncated list, 4 packed payload
 //!      4   16  fence: of the fill (P) or of the refresh (V) under way; zero: none
 //!     20    8  tag: format version, shape, epoch and generation
 //!     28    8  check: a fingerprint of the cache key, so that no reply can pass for another key's
@@ -14,17 +14,18 @@
 //!     60   16  etag
 //!     76    4  shape: the half of its fingerprint that tells a rolling update from a purge
 //!     80    4  cost: what loading it took, in microseconds
-//!     84    …  payload; of a held entry, 16 bytes for each holder
+//!     84    …  payload, as it is served or packed; of a held entry, 16 bytes for each holder
 //! ```
 //!
-//! Integers are little endian. The scripts know these offsets too.
-
-use std::time::Duration;
+//! Integers are little endian. The scripts know these offsets too. The etag is that of what is served, packed or not, and
+//! whoever reads entries can unpack them, whether he packs his own or not: replicas may differ in that.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::Fill;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+use super::pack::{pack, unpack};
 
 /// Bytes before the payload.
 pub const HEADER: usize = 84;
@@ -36,6 +37,7 @@ const SHAPE: usize = 4;
 const COST_AT: usize = 80;
 const NEGATIVE: u8 = 1;
 const TRUNCATED: u8 = 2;
+const PACKED: u8 = 4;
 
 /// A value as it is served.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +50,8 @@ pub struct Entry {
     pub negative: bool,
     /// The list was cut by its limit.
     pub truncated: bool,
+    /// When it was stored, in milliseconds of the cache's clock; zero where no cache gave it.
+    pub stored_at: u64,
     /// Milliseconds since it was stored, when it was read.
     pub age_ms: u64,
     /// Milliseconds until its TTL ends, when it was read; negative past it.
@@ -58,14 +62,6 @@ pub struct Entry {
     pub verified: bool,
     /// It comes from the in-process tier in front of a shared memory.
     pub local: bool,
-}
-
-impl Entry {
-    /// Whether its TTL ends within this time, or has ended.
-    #[must_use]
-    pub fn ends_within(&self, time: Duration) -> bool {
-        self.ttl_ms <= i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-    }
 }
 
 /// 128 random bits, new for every attempt to lease. From the operating system: a counter or a seeded generator would
@@ -139,9 +135,10 @@ pub enum Held {
 
 /// Reads a held value back; `now` is the cache's clock in milliseconds.
 ///
-/// `None` for anything that is not an entry of this key and format: it is treated as absent.
+/// `None` for anything that is not an entry of this key and format: it is treated as absent. So is a packed payload that is
+/// damaged, or would be larger than `max_entry`.
 #[must_use]
-pub fn decode(key: &str, value: &Bytes, now: u64) -> Option<Held> {
+pub fn decode(key: &str, value: &Bytes, now: u64, max_entry: usize) -> Option<Held> {
     let header = value.first_chunk::<HEADER>()?;
     if header[..2] != MAGIC {
         return None;
@@ -167,17 +164,29 @@ pub fn decode(key: &str, value: &Bytes, now: u64) -> Option<Held> {
                 etag: u128::from_le_bytes(etag),
                 negative: flags & NEGATIVE != 0,
                 truncated: flags & TRUNCATED != 0,
+                stored_at,
                 age_ms: now.saturating_sub(stored_at),
                 ttl_ms: signed_difference(soft_expires, now),
                 cost_us: u32::from_le_bytes(cost),
                 verified: true,
                 local: false,
-                payload: value.slice(HEADER..),
+                payload: if flags & PACKED == 0 { value.slice(HEADER..) } else { unpack(&value[HEADER..], max_entry)? },
             };
             Some(Held::Valid { tag, soft_expires, entry })
         }
         _ => None,
     }
+}
+
+/// Nobody packs what never leaves the process.
+#[cfg(not(any(feature = "redis", feature = "memcached")))]
+fn pack(_: &[u8]) -> Option<Vec<u8>> {
+    None
+}
+
+#[cfg(not(any(feature = "redis", feature = "memcached")))]
+fn unpack(_: &[u8], _: usize) -> Option<Bytes> {
+    None
 }
 
 /// `later - earlier` in milliseconds, clamped.
@@ -279,9 +288,10 @@ fn empty(state: u8, key: &str, fence: Fence, tag: u64, shape: u64) -> Vec<u8> {
     value
 }
 
-/// The value of a filled entry; `now` is the cache's clock in milliseconds.
+/// The value of a filled entry; `now` is the cache's clock in milliseconds. A payload of more than `pack_above` bytes is
+/// packed where that makes it smaller; `None`: none is.
 #[must_use]
-pub fn valid(key: &str, tag: u64, shape: u64, fill: &Fill, now: u64) -> Bytes {
+pub fn valid(key: &str, tag: u64, shape: u64, fill: &Fill, now: u64, pack_above: Option<usize>) -> Bytes {
     let ttl = u64::try_from(fill.ttl.as_millis()).unwrap_or(u64::MAX);
     let mut flags = 0;
     if fill.negative {
@@ -290,7 +300,12 @@ pub fn valid(key: &str, tag: u64, shape: u64, fill: &Fill, now: u64) -> Bytes {
     if fill.truncated {
         flags |= TRUNCATED;
     }
-    let mut value = BytesMut::with_capacity(HEADER + fill.payload.len());
+    let packed = pack_above.filter(|above| fill.payload.len() > *above).and_then(|_| pack(&fill.payload));
+    if packed.is_some() {
+        flags |= PACKED;
+    }
+    let payload = packed.as_deref().unwrap_or(&fill.payload);
+    let mut value = BytesMut::with_capacity(HEADER + payload.len());
     value.put_slice(&MAGIC);
     value.put_slice(&[b'V', flags]);
     value.put_slice(&[0; 16]);
@@ -302,7 +317,7 @@ pub fn valid(key: &str, tag: u64, shape: u64, fill: &Fill, now: u64) -> Bytes {
     value.put_u128_le(fill.etag);
     value.put_slice(&shape.to_le_bytes()[..SHAPE]);
     value.put_u32_le(u32::try_from(fill.cost.as_micros()).unwrap_or(u32::MAX));
-    value.put_slice(&fill.payload);
+    value.put_slice(payload);
     value.freeze()
 }
 
@@ -331,8 +346,8 @@ mod tests {
 
     #[test]
     fn what_was_stored_is_read_back() {
-        let value = valid("fruit:1", 7, 3, &fill(b"{}"), 1_000);
-        let Some(Held::Valid { tag, soft_expires, entry }) = decode("fruit:1", &value, 4_000) else {
+        let value = valid("fruit:1", 7, 3, &fill(b"{}"), 1_000, None);
+        let Some(Held::Valid { tag, soft_expires, entry }) = decode("fruit:1", &value, 4_000, 1 << 20) else {
             panic!("the entry should be valid");
         };
         assert_eq!((tag, soft_expires, entry.age_ms, entry.ttl_ms), (7, 11_000, 3_000, 7_000));
@@ -343,10 +358,10 @@ mod tests {
 
     #[test]
     fn another_keys_value_is_never_taken_for_this_keys() {
-        let value = valid("fruit:1", 7, 3, &fill(b"{}"), 0);
-        assert_eq!(decode("fruit:2", &value, 0), None);
+        let value = valid("fruit:1", 7, 3, &fill(b"{}"), 0, None);
+        assert_eq!(decode("fruit:2", &value, 0, 1 << 20), None);
         let value = pending("fruit:1", Fence([1; 16]), 7, 3);
-        assert_eq!(decode("fruit:2", &value.into(), 0), None);
+        assert_eq!(decode("fruit:2", &value.into(), 0, 1 << 20), None);
     }
 
     #[test]
@@ -359,17 +374,34 @@ mod tests {
         }
     }
 
+    #[cfg(any(feature = "redis", feature = "memcached"))]
+    #[test]
+    fn large_payloads_are_packed_and_nobody_notices() {
+        let json: &'static [u8] = Box::leak(b"{\"id\":1,\"name\":\"apple\"}".repeat(100).into_boxed_slice());
+        let plain = valid("k", 7, 3, &fill(json), 0, Some(json.len()));
+        assert_eq!((plain.len(), plain[3]), (HEADER + json.len(), 2), "it is not above");
+        let packed = valid("k", 7, 3, &fill(json), 0, Some(json.len() - 1));
+        assert!(packed.len() < plain.len() / 4);
+        assert_eq!(packed[3], 2 | 4);
+        assert_eq!(decode("k", &packed, 5, 1 << 20), decode("k", &plain, 5, 1 << 20));
+        // A reader who caches nothing so large would not serve it either; what is not packed costs nothing.
+        assert_eq!(decode("k", &packed, 5, json.len() - 1), None);
+        assert!(decode("k", &plain, 5, 1).is_some());
+        assert_eq!(decode("k", &packed.slice(..packed.len() - 1), 5, 1 << 20), None);
+        assert_eq!(decode("k", &packed.slice(..HEADER + 2), 5, 1 << 20), None);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_an_entry_or_absent(bytes in proptest::collection::vec(any::<u8>(), 0..200), now: u64) {
-            let _ = decode("k", &bytes.into(), now);
+            let _ = decode("k", &bytes.into(), now, 1 << 20);
         }
 
         #[test]
         fn a_damaged_header_never_panics(at in 0..HEADER, with: u8, now: u64) {
-            let mut value = valid("k", 1, 3, &fill(b"payload"), 5).to_vec();
+            let mut value = valid("k", 1, 3, &fill(b"payload"), 5, None).to_vec();
             value[at] = with;
-            let _ = decode("k", &value.into(), now);
+            let _ = decode("k", &value.into(), now, 1 << 20);
         }
     }
 }

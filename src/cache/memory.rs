@@ -2,7 +2,7 @@
 //!
 //! Reads touch the map alone. Everything that compares a fence first takes the stripe of its key, so that
 //! compare and set are one step; the map evicts what it likes, as any cache may. Over a database with other writers it
-//! has a watermark like any other memory, and this process runs its rounds.
+//! has a watermark like any other memory, and this process runs its rounds. Nothing is packed here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -207,14 +207,22 @@ impl MemoryCache {
         }
     }
 
+    /// Whether it holds an entry of this key.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        let valid = |slot: &Slot| slot.expires > self.now() && slot.value.get(2) == Some(&b'V');
+        self.inner.map.peek(key).is_some_and(|slot| valid(&slot))
+    }
+
     /// Bytes held now.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.inner.map.weight()
     }
 
+    /// Milliseconds of this memory's life, the first of which is 1.
     fn now(&self) -> u64 {
-        u64::try_from(self.inner.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.inner.started.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     fn tag(&self, place: &Place<'_>) -> u64 {
@@ -237,7 +245,7 @@ impl MemoryCache {
 
     fn look(&self, place: &Place<'_>, slot: Option<&Slot>, now: u64, verified: bool) -> Lookup {
         let Some(slot) = slot else { return Lookup::Absent };
-        match entry::decode(place.key, &slot.value, now) {
+        match entry::decode(place.key, &slot.value, now, 0) {
             Some(Held::Pending) => Lookup::Pending,
             Some(Held::Valid { tag, entry, .. }) if tag == self.tag(place) => {
                 let entry = Entry { verified, ..entry };
@@ -247,7 +255,7 @@ impl MemoryCache {
         }
     }
 
-    fn lease_one(&self, place: &Place<'_>, lock: u64, early: Duration, verified: bool) -> Result<Lease, CacheError> {
+    fn lease_one(&self, place: &Place<'_>, lock: u64, verified: bool) -> Result<Lease, CacheError> {
         self.open_groups(place);
         let ticket =
             Ticket { fence: Fence::new().map_err(|_| CacheError::Refused)?, tag: self.tag(place), connection: 0 };
@@ -266,7 +274,7 @@ impl MemoryCache {
             Lease::Fill { ticket, stale: Some(entry) }
         };
         Ok(match (self.look(place, slot.as_ref(), now, verified), slot) {
-            (Lookup::Fresh(entry), _) if !entry.ends_within(early) => Lease::Hit(entry),
+            (Lookup::Fresh(entry), _) if entry.stored_at != place.refreshes => Lease::Hit(entry),
             (Lookup::Pending, _) => Lease::Wait { stale: None },
             (Lookup::Fresh(entry) | Lookup::Soft(entry), Some(slot)) => refresh(entry, slot),
             // Only its holder ends it, or time.
@@ -327,14 +335,10 @@ impl Cache for MemoryCache {
         Ok(places.iter().zip(slots).map(|(place, slot)| self.look(place, slot.as_ref(), now, verified)).collect())
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let verified = self.verified(self.deadline())?;
         let lease = |place: &Place<'_>| {
-            if self.has_held_group(place) {
-                Ok(Lease::Past)
-            } else {
-                self.lease_one(place, millis(lock), early, verified)
-            }
+            if self.has_held_group(place) { Ok(Lease::Past) } else { self.lease_one(place, millis(lock), verified) }
         };
         places.iter().map(lease).collect()
     }
@@ -360,7 +364,7 @@ impl Cache for MemoryCache {
             let filled = self.with_ticket(place.key, ticket, |_, now| {
                 let life = millis(fill.ttl.saturating_add(fill.grace));
                 Some(Slot {
-                    value: entry::valid(place.key, ticket.tag, place.shape, fill, now),
+                    value: entry::valid(place.key, ticket.tag, place.shape, fill, now, None),
                     fence: NOBODY,
                     lock_ends: 0,
                     expires: now.saturating_add(life),
@@ -446,7 +450,7 @@ impl Cache for MemoryCache {
         let now = self.now();
         let slot = self.slot(place.key, now);
         let size = slot.as_ref().map_or(0, |slot| slot.value.len());
-        let held = slot.and_then(|slot| entry::decode(place.key, &slot.value, now));
+        let held = slot.and_then(|slot| entry::decode(place.key, &slot.value, now, 0));
         Ok(Inspection::of(held, size, self.tag(&place)))
     }
 }

@@ -20,6 +20,8 @@ pub mod control;
     allow(dead_code, reason = "what only shared memories need")
 )]
 pub mod node;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod pack;
 #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "what only shared memories need"))]
 mod slots;
 
@@ -40,6 +42,7 @@ use entry::{Entry, Fence, Held};
 pub use node::{AnyNode, Looked, Node, Step};
 
 use crate::catalog::Mapping;
+use crate::shield::State;
 
 /// Where an entry is kept, and what its value must be the shape of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,9 @@ pub struct Place<'a> {
     pub groups: &'a [String],
     /// How long an in-process tier may hold it; zero: not at all.
     pub local_ttl: Duration,
+    /// To a lease, the entry that was stored then counts as past its TTL though it is fresh: it is to be refreshed. In
+    /// milliseconds of the cache's clock; zero: none is.
+    pub refreshes: u64,
     /// Writers hold such entries while they commit; one that can't be known to be current is never used.
     pub strict: bool,
 }
@@ -181,7 +187,7 @@ impl Inspection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CacheError {
     /// No connection that can be used now.
-    #[error("no connection to the cache")]
+    #[error("no connection to the cache that answers")]
     Disconnected,
     /// No answer in time.
     #[error("the cache did not answer in time")]
@@ -220,13 +226,11 @@ pub trait Cache: Send + Sync {
     /// Looks at many entries, answering in their order.
     fn read_many(&self, places: &[Place<'_>]) -> impl Future<Output = Result<Vec<Lookup>, CacheError>> + Send;
 
-    /// Asks for the right to fill entries. The lock of each ends after `lock` unless it is renewed. An entry whose TTL ends
-    /// within `early` counts as past it.
+    /// Asks for the right to fill entries. The lock of each ends after `lock` unless it is renewed.
     fn lease(
         &self,
         places: &[Place<'_>],
         lock: Duration,
-        early: Duration,
     ) -> impl Future<Output = Result<Vec<Lease>, CacheError>> + Send;
 
     /// Makes the locks of live tickets last for `lock` from now.
@@ -279,6 +283,8 @@ pub struct Memory {
     pub health: Result<(), CacheError>,
     /// How far behind the database it is at most, in milliseconds; `None` where nobody knows.
     pub staleness: Option<u64>,
+    /// Whether it is asked; `None` for a memory in this process.
+    pub breaker: Option<State>,
 }
 
 /// The memory of a running service, chosen once from the URL's scheme.
@@ -411,13 +417,39 @@ impl AnyCache {
             #[cfg(feature = "redis")]
             Self::Cluster(cache) => cache.memories(),
             #[cfg(feature = "memcached")]
-            Self::Memcached(cache) => {
-                let address = cache.address().to_owned();
-                vec![Memory { address, health: cache.health(), staleness: cache.staleness() }]
-            }
+            Self::Memcached(cache) => vec![cache.memory()],
             Self::Memory(cache) => {
-                vec![Memory { address: "memory".into(), health: cache.health(), staleness: cache.staleness() }]
+                let (health, staleness) = (cache.health(), cache.staleness());
+                vec![Memory { address: "memory".into(), health, staleness, breaker: None }]
             }
+        }
+    }
+
+    /// Whether this process holds the entry of a key itself.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(cache) => cache.in_process(key),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.in_process(key),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(_) => false,
+            Self::Memory(cache) => cache.in_process(key),
+        }
+    }
+
+    /// The breakers, by what they are called in metrics: a server by its engine, the nodes of a cluster by their addresses. A
+    /// cluster of which no node is known yet is one that can't be asked.
+    #[must_use]
+    pub fn breakers(&self, memories: &[Memory]) -> Vec<(String, State)> {
+        let named = |name: &str, memory: &Memory| Some((name.to_owned(), memory.breaker?));
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Cluster(_) if memories.is_empty() => vec![(self.engine().to_owned(), State::Open)],
+            #[cfg(feature = "redis")]
+            Self::Cluster(_) => memories.iter().filter_map(|memory| named(&memory.address, memory)).collect(),
+            _ => memories.iter().filter_map(|memory| named(self.engine(), memory)).collect(),
         }
     }
 
@@ -527,8 +559,8 @@ impl Cache for AnyCache {
         each!(self, cache => cache.read_many(places))
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
-        each!(self, cache => cache.lease(places, lock, early))
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
+        each!(self, cache => cache.lease(places, lock))
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {

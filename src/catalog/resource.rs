@@ -28,6 +28,8 @@ pub struct Policy {
     pub refresh_ahead: f64,
     /// How long an in-process tier may hold an entry; zero: not at all.
     pub local_ttl: Duration,
+    /// The same for an entry that is hot; zero: no longer than others.
+    pub local_hot_ttl: Duration,
 }
 
 impl Policy {
@@ -42,6 +44,7 @@ impl Policy {
             stale_while_revalidate: values.stale_while_revalidate,
             refresh_ahead: values.refresh_ahead,
             local_ttl: values.local_ttl,
+            local_hot_ttl: values.local_hot_ttl,
         }
     }
 

@@ -93,6 +93,7 @@ impl Target {
             shape: self.resource.shape,
             groups,
             local_ttl: self.policy().local_ttl,
+            refreshes: 0,
             strict: self.resource.hold,
         }
     }

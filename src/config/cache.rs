@@ -32,6 +32,11 @@ pub struct Cache {
     #[serde(with = "units::size")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub max_entry: usize,
+    /// Larger entries are packed (LZ4) on their way to Redis or Memcached; `max_entry` is about their size before. `0B`: none
+    /// are. Default `0B`.
+    #[serde(with = "units::size")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
+    pub compress_above: usize,
     /// The in-process tier, and the size of a `memory:` cache.
     pub local: Local,
     /// A file of certificates (PEM) to trust instead of the system's. Default: none.
@@ -57,6 +62,14 @@ impl Default for Local {
     }
 }
 
+impl Cache {
+    /// From how many bytes on payloads are packed; `None`: none are.
+    #[must_use]
+    pub fn packs_above(&self) -> Option<usize> {
+        (self.compress_above > 0).then_some(self.compress_above)
+    }
+}
+
 impl Default for Cache {
     fn default() -> Self {
         Self {
@@ -64,6 +77,7 @@ impl Default for Cache {
             key_prefix: String::new(),
             timeout: Duration::from_millis(100),
             max_entry: 1 << 20,
+            compress_above: 0,
             local: Local::default(),
             ca_file: None,
         }

@@ -42,6 +42,12 @@ pub struct Defaults {
     #[serde(with = "units::duration")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub local_ttl: Duration,
+    /// How long the in-process tier may hold an entry that is hot: read 100 times a second or more in this process. `0s`: no
+    /// longer than others. More needs what `local_ttl` needs, and costs the same: reads are bounded by `max_staleness`.
+    /// Default `0s`.
+    #[serde(with = "units::duration")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
+    pub local_hot_ttl: Duration,
 }
 
 impl Default for Defaults {
@@ -54,6 +60,7 @@ impl Default for Defaults {
             stale_while_revalidate: Duration::ZERO,
             refresh_ahead: 1.0,
             local_ttl: Duration::ZERO,
+            local_hot_ttl: Duration::ZERO,
         }
     }
 }
@@ -63,6 +70,12 @@ impl Defaults {
     #[must_use]
     pub fn for_resource(&self, resource: &Resource) -> Self {
         resource.over(self)
+    }
+
+    /// Whether any entry may be held in this process in front of a shared cache.
+    #[must_use]
+    pub fn is_held_in_process(&self) -> bool {
+        !self.local_ttl.is_zero() || !self.local_hot_ttl.is_zero()
     }
 
     /// The values that hold for a query.
@@ -78,7 +91,7 @@ impl Config {
     pub fn holds_in_process(&self) -> bool {
         let resources = self.resources.values().map(|resource| resource.over(&self.defaults));
         let queries = self.queries.values().map(|query| query.over(&self.defaults));
-        resources.chain(queries).chain([self.defaults.clone()]).any(|values| !values.local_ttl.is_zero())
+        resources.chain(queries).chain([self.defaults.clone()]).any(|values| values.is_held_in_process())
     }
 }
 
@@ -117,6 +130,10 @@ macro_rules! overriding {
             #[serde(with = "units::some_duration")]
             #[cfg_attr(feature = "config", schemars(with = "Option<forms::Duration>"))]
             pub local_ttl: Option<std::time::Duration>,
+            /// Overrides `defaults.local_hot_ttl`.
+            #[serde(with = "units::some_duration")]
+            #[cfg_attr(feature = "config", schemars(with = "Option<forms::Duration>"))]
+            pub local_hot_ttl: Option<std::time::Duration>,
         }
 
         impl $name {
@@ -131,6 +148,7 @@ macro_rules! overriding {
                     stale_while_revalidate: self.stale_while_revalidate.unwrap_or(defaults.stale_while_revalidate),
                     refresh_ahead: self.refresh_ahead.unwrap_or(defaults.refresh_ahead),
                     local_ttl: self.local_ttl.unwrap_or(defaults.local_ttl),
+                    local_hot_ttl: self.local_hot_ttl.unwrap_or(defaults.local_hot_ttl),
                 }
             }
         }

@@ -36,6 +36,10 @@ pub struct Server {
     /// The most keys of one batch, at least 1. Default 1000.
     #[serde(deserialize_with = "units::number")]
     pub max_batch: usize,
+    /// The most connections to the API at once, at least 1; past it clients wait in the kernel's queue. Each costs some 20 KB
+    /// while it is idle. Fewer where the limit of open files is lower. Default 6000.
+    #[serde(deserialize_with = "units::number")]
+    pub max_connections: usize,
     /// After SIGTERM: unready, but still accepting, until load balancers know. Default `3s`.
     #[serde(with = "units::duration")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
@@ -56,6 +60,7 @@ impl Default for Server {
             request_timeout: Duration::from_secs(10),
             max_body: 1 << 20,
             max_batch: 1000,
+            max_connections: 6_000,
             drain_delay: Duration::from_secs(3),
             shutdown_timeout: Duration::from_secs(30),
             cors_origins: Vec::new(),

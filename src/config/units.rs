@@ -109,7 +109,7 @@ pub(super) mod size {
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
     pub(in super::super) fn serialize<S: Serializer>(value: &usize, serializer: S) -> Result<S::Ok, S::Error> {
-        match SIZES.iter().find(|(_, factor)| value.is_multiple_of(*factor)) {
+        match SIZES.iter().find(|(_, factor)| *value != 0 && value.is_multiple_of(*factor)) {
             Some((unit, factor)) => serializer.collect_str(&format_args!("{}{unit}", value / factor)),
             None => serializer.serialize_str("0B"),
         }

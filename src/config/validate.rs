@@ -88,8 +88,11 @@ fn judge(config: &Config) -> Result<(), Fault> {
         named(&["resources", name], name)?;
         let values = declared.over(&config.defaults);
         lives(&["resources", name], &values, config)?;
-        if declared.consistency == Consistency::Hold && !values.local_ttl.is_zero() {
-            return fault(&["resources", name, "consistency"], "hold can't be kept in process: set local_ttl: 0s");
+        for (key, time) in [("local_ttl", values.local_ttl), ("local_hot_ttl", values.local_hot_ttl)] {
+            if declared.consistency == Consistency::Hold && !time.is_zero() {
+                let message = format!("hold can't be kept in process: set {key}: 0s");
+                return fault(&["resources", name, "consistency"], message);
+            }
         }
         resource(name, declared)?;
     }
@@ -112,7 +115,9 @@ fn judge(config: &Config) -> Result<(), Fault> {
 }
 
 fn server(server: &Server) -> Result<(), Fault> {
-    for (key, number) in [("max_batch", server.max_batch), ("max_body", server.max_body)] {
+    for (key, number) in
+        [("max_batch", server.max_batch), ("max_body", server.max_body), ("max_connections", server.max_connections)]
+    {
         if number == 0 {
             return fault(&["server", key], "must be at least 1");
         }
@@ -241,14 +246,16 @@ fn lives(path: &[&str], values: &Defaults, config: &Config) -> Result<(), Fault>
     if !values.refresh_ahead.is_finite() || values.refresh_ahead < 0.0 {
         return fault("refresh_ahead", "must be 0 or more");
     }
-    if !values.local_ttl.is_zero() && config.cache.url.scheme() == "memcached" {
-        return fault(
-            "local_ttl",
-            "can't be used with memcached, which has no stream of changes; leave it out or use redis://",
-        );
-    }
-    if !values.local_ttl.is_zero() && config.invalidation.mode == InvalidationMode::None {
-        return fault("local_ttl", "needs invalidation.mode outbox or wal");
+    for (key, time) in [("local_ttl", values.local_ttl), ("local_hot_ttl", values.local_hot_ttl)] {
+        if !time.is_zero() && config.cache.url.scheme() == "memcached" {
+            return fault(
+                key,
+                "can't be used with memcached, which has no stream of changes; leave it out or use redis://",
+            );
+        }
+        if !time.is_zero() && config.invalidation.mode == InvalidationMode::None {
+            return fault(key, "needs invalidation.mode outbox or wal");
+        }
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `/admin/cache`: what the cache holds, and dropping it.
+//! `/admin/cache`: what the cache holds, and dropping it. `/admin/top`: what stands out in this replica.
 
 use actix_web::http::Method;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -6,7 +6,12 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::front::Front;
 use super::problem::Problem;
 use super::{keys, queries};
+use crate::aside::Outstanding;
 use crate::config::Scope;
+
+/// How many entries of each kind `/admin/top` tells, unless asked for another number; and at most.
+const TOP: usize = 20;
+const TOP_MOST: usize = 256;
 
 /// Any method on any path under `/admin`.
 pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: web::Data<Front>) -> HttpResponse {
@@ -17,6 +22,7 @@ pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: w
         ["cache", "queries", _] => "/admin/cache/queries/{name}",
         ["cache", _] => "/admin/cache/{resource}",
         ["cache", _, _] => "/admin/cache/{resource}/{key}",
+        ["top"] => "/admin/top",
         _ => "_unmatched",
     };
     let work = async {
@@ -42,10 +48,49 @@ pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: w
                 grant.need(Scope::Admin)?;
                 entry(&front, &request, resource, key).await
             }
+            ["top"] => {
+                grant.need(Scope::Admin)?;
+                top(&front, &request)
+            }
             _ => Err(Problem::not_found("there is nothing here; entries are at /admin/cache/{resource}/{key}")),
         }
     };
     front.answer(&request, route, work).await
+}
+
+/// What stands out in this replica. Keys are data: nobody sees them without the scope.
+fn top(front: &Front, request: &HttpRequest) -> Result<HttpResponse, Problem> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(Problem::method_not_allowed(&["GET", "HEAD"]));
+    }
+    let mut limit = TOP;
+    for parameter in keys::parameters(request.uri().query().unwrap_or_default())? {
+        if parameter.name != "limit" {
+            return Err(Problem::bad_request(format!("there is no parameter {:?}; use limit", parameter.name)));
+        }
+        limit = match parameter.value()?.parse() {
+            Ok(number @ 1..=TOP_MOST) => number,
+            _ => return Err(Problem::bad_request(format!("limit: expected a whole number from 1 to {TOP_MOST}"))),
+        };
+    }
+    let standing = front.aside.top(limit);
+    let tenths = |number: f64| (number * 10.0).round() / 10.0;
+    let row = |row: &Outstanding| {
+        serde_json::json!({
+            "key": row.key,
+            "resource": row.resource,
+            "reads_per_second": tenths(row.reads_per_second),
+            "size": row.size,
+            "refused": tenths(row.refused),
+            "in_process": row.in_process,
+        })
+    };
+    let rows = |rows: &[Outstanding]| rows.iter().map(row).collect::<Vec<_>>();
+    Ok(HttpResponse::Ok().json(serde_json::json!({
+        "hot": rows(&standing.hot),
+        "big": rows(&standing.big),
+        "refused": rows(&standing.refused),
+    })))
 }
 
 async fn whole(front: &Front, request: &HttpRequest, name: &str) -> Result<HttpResponse, Problem> {

@@ -181,6 +181,7 @@ fn empty_list() -> Answer {
         payload,
         negative: false,
         truncated: false,
+        stored_at: 0,
         age_ms: 0,
         ttl_ms: 0,
         cost_us: 0,

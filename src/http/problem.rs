@@ -172,6 +172,7 @@ impl From<StoreError> for Problem {
                 Self { cause, ..Self::unavailable("the database can't be reached; try again") }
             }
             StoreError::Busy => Self::unavailable("too many requests wait for the database; try again"),
+            StoreError::Abandoned => Self::timed_out(),
             StoreError::TimedOut => {
                 Self { cause, ..Self::new(StatusCode::GATEWAY_TIMEOUT, "the database took too long") }
             }

@@ -89,7 +89,7 @@ impl AdHoc {
         if self.params.len() > MOST_PARAMS {
             return Err(Problem::bad_request(format!("a statement has at most {MOST_PARAMS} parameters")));
         }
-        let mut policy = Policy { local_ttl: Duration::ZERO, ..front.settings.ad_hoc };
+        let mut policy = Policy { local_ttl: Duration::ZERO, local_hot_ttl: Duration::ZERO, ..front.settings.ad_hoc };
         if let Some(ttl) = &self.ttl {
             policy.ttl = parse_duration(ttl).map_err(|words| Problem::bad_request(format!("ttl: {words}")))?;
             if policy.ttl.is_zero() {
@@ -130,9 +130,9 @@ pub(super) async fn ad_hoc(
         return Err(Problem::method_not_allowed(&["POST"]));
     }
     grant.need(Scope::Query)?;
-    let asked: AdHoc = body::json(front, request, payload).await?;
+    let (asked, deadline): (AdHoc, _) = body::json(front, request, payload).await?;
     let target = asked.target(front)?;
-    let ask = ask(front, request, &grant);
+    let ask = crate::aside::Ask { deadline, ..ask(front, request, &grant) };
     let refresh = ask.refresh || asked.refresh && grant.may_refresh();
     one(front, request, &target, crate::aside::Ask { refresh, ..ask }).await
 }
@@ -145,6 +145,6 @@ pub(super) async fn named(
     grant: &Grant<'_>,
 ) -> Result<Target, Problem> {
     grant.need(Scope::Admin)?;
-    let asked: AdHoc = body::json(front, request, payload).await?;
+    let (asked, _): (AdHoc, _) = body::json(front, request, payload).await?;
     asked.target(front)
 }

@@ -72,6 +72,13 @@ impl Builder {
         self
     }
 
+    /// Larger values, in bytes of JSON, are packed on their way to Redis or Memcached; 0: none are. Default 0.
+    #[must_use]
+    pub fn compress_above(mut self, bytes: usize) -> Self {
+        self.cache.compress_above = bytes;
+        self
+    }
+
     /// The most that a `memory:` cache holds, in bytes. Default 64 MiB.
     #[must_use]
     pub fn max_bytes(mut self, bytes: usize) -> Self {

@@ -130,7 +130,7 @@ impl Query {
                 let config = self.database.config();
                 let policy = Policy::new(&config.defaults);
                 let ttl = self.ttl.unwrap_or(policy.ttl);
-                let policy = Policy { local_ttl: Duration::ZERO, ttl, ..policy };
+                let policy = Policy { local_ttl: Duration::ZERO, local_hot_ttl: Duration::ZERO, ttl, ..policy };
                 let resource = Resource::ad_hoc_query(sql, policy, &config.cache.key_prefix);
                 Ok(Arc::new(resource).result_of(self.params.clone()))
             }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use super::{Batch, Load, LoaderError, Row, Rows, StoreError};
+use super::{Batch, Load, LoaderError, Row, Rows, StoreError, Waiters};
 use crate::catalog::{Key, Param, Resource};
 
 /// The values of some keys, in their order.
@@ -60,7 +60,7 @@ impl From<Fault> for StoreError {
 }
 
 impl Load for Loader {
-    async fn rows(&self, _: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
+    async fn rows(&self, _: &Resource, keys: &[&Key], _: &Waiters) -> Result<Batch, StoreError> {
         let texts: Vec<String> = keys.iter().map(ToString::to_string).collect();
         // The call itself may panic too, before there is a future.
         let load = AssertUnwindSafe(async { (self.load)(texts).await }).catch_unwind();
@@ -73,11 +73,11 @@ impl Load for Loader {
         Ok(Batch { rows: values.into_iter().map(|value| value.map(row)).collect(), origin: 0 })
     }
 
-    async fn list(&self, _: &Resource, _: usize, _: &str) -> Result<Rows, StoreError> {
+    async fn list(&self, _: &Resource, _: usize, _: &str, _: &Waiters) -> Result<Rows, StoreError> {
         Err(StoreError::BadStatement("a loader has no lists".into()))
     }
 
-    async fn query(&self, _: &Resource, _: &[Param]) -> Result<Rows, StoreError> {
+    async fn query(&self, _: &Resource, _: &[Param], _: &Waiters) -> Result<Rows, StoreError> {
         Err(StoreError::BadStatement("a loader runs no statements".into()))
     }
 }

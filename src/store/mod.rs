@@ -16,6 +16,7 @@ pub mod loader;
 mod changes;
 #[cfg(feature = "rounds")]
 mod feed;
+mod waiters;
 mod write;
 
 use std::error::Error;
@@ -30,6 +31,7 @@ use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 pub use changes::{Captured, Change, Owed, Wanted};
 #[cfg(feature = "rounds")]
 pub use feed::AnyFeed;
+pub use waiters::Waiters;
 pub use write::{Body, Judge, LastWord, Precondition, Write, WriteError, Written, merge_patch};
 
 /// One row, as the database wrote it.
@@ -95,6 +97,9 @@ pub enum StoreError {
     /// A loader failed, in words of its own.
     #[error(transparent)]
     Loader(LoaderError),
+    /// Nobody waited for it any more before it was begun.
+    #[error("nobody waited for it any more")]
+    Abandoned,
 }
 
 /// What a loader failed with. One failure answers all who waited for that load, so it is shared.
@@ -123,6 +128,7 @@ impl StoreError {
             Self::Changed(_) => "schema_changed",
             Self::Refused(_) => "refused",
             Self::Loader(_) => "loader",
+            Self::Abandoned => "abandoned",
         }
     }
 
@@ -133,10 +139,16 @@ impl StoreError {
     }
 }
 
-/// What a miss needs: where the rows of keys, of lists and of statements are loaded from.
+/// What a miss needs: where the rows of keys, of lists and of statements are loaded from. What nobody waits for any more is
+/// given up with [`StoreError::Abandoned`] as long as its statement was not sent.
 pub trait Load: Send + Sync {
     /// The rows of these keys, in their order, with one statement.
-    fn rows(&self, resource: &Resource, keys: &[&Key]) -> impl Future<Output = Result<Batch, StoreError>> + Send;
+    fn rows(
+        &self,
+        resource: &Resource,
+        keys: &[&Key],
+        waiters: &Waiters,
+    ) -> impl Future<Output = Result<Batch, StoreError>> + Send;
 
     /// A declared list for one value.
     fn list(
@@ -144,10 +156,16 @@ pub trait Load: Send + Sync {
         resource: &Resource,
         index: usize,
         value: &str,
+        waiters: &Waiters,
     ) -> impl Future<Output = Result<Rows, StoreError>> + Send;
 
     /// The rows that a resource's statement gives for these parameters, in their order; cut where they are too many.
-    fn query(&self, resource: &Resource, params: &[Param]) -> impl Future<Output = Result<Rows, StoreError>> + Send;
+    fn query(
+        &self,
+        resource: &Resource,
+        params: &[Param],
+        waiters: &Waiters,
+    ) -> impl Future<Output = Result<Rows, StoreError>> + Send;
 }
 
 /// A database of rows.
@@ -161,12 +179,14 @@ pub trait Store: Load {
     /// Writes the resource's statements and tries them on the database.
     fn prepare(&self, resource: Resource) -> impl Future<Output = Result<(Resource, Vec<Problem>), StoreError>> + Send;
 
-    /// Runs one write in a transaction of its own. What it did is shown to `last` before it is committed.
+    /// Runs one write in a transaction of its own. What it did is shown to `last` before it is committed. Once begun it ends,
+    /// whoever waits for it.
     fn write(
         &self,
         resource: &Resource,
         write: Write,
         last: &LastWord,
+        waiters: &Waiters,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send;
 
     /// How far changes of these tables by anybody are captured, in their order.
@@ -296,16 +316,22 @@ pub fn origin(text: &str) -> u64 {
 
 #[cfg(feature = "store")]
 impl Load for AnyStore {
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
-        each!(self, store => store.rows(resource, keys))
+    async fn rows(&self, resource: &Resource, keys: &[&Key], waiters: &Waiters) -> Result<Batch, StoreError> {
+        each!(self, store => store.rows(resource, keys, waiters))
     }
 
-    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
-        each!(self, store => store.list(resource, index, value))
+    async fn list(
+        &self,
+        resource: &Resource,
+        index: usize,
+        value: &str,
+        waiters: &Waiters,
+    ) -> Result<Rows, StoreError> {
+        each!(self, store => store.list(resource, index, value, waiters))
     }
 
-    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
-        each!(self, store => store.query(resource, params))
+    async fn query(&self, resource: &Resource, params: &[Param], waiters: &Waiters) -> Result<Rows, StoreError> {
+        each!(self, store => store.query(resource, params, waiters))
     }
 }
 
@@ -323,8 +349,14 @@ impl Store for AnyStore {
         each!(self, store => store.prepare(resource))
     }
 
-    async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
-        each!(self, store => store.write(resource, write, last))
+    async fn write(
+        &self,
+        resource: &Resource,
+        write: Write,
+        last: &LastWord,
+        waiters: &Waiters,
+    ) -> Result<Written, WriteError> {
+        each!(self, store => store.write(resource, write, last, waiters))
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

@@ -13,6 +13,7 @@ use prometheus::{
 
 use super::ratio::{Counts, SAMPLE, Window};
 use crate::cache::Filled;
+use crate::shield::State;
 
 /// 100 µs to 10 s, in steps of 1, 2.5, 5.
 const BUCKETS: [f64; 16] =
@@ -184,6 +185,8 @@ pub struct Metrics {
     pub replica_reads: IntCounterVec,
     /// `cache_aside_errors_total{component,kind}`
     pub errors: IntCounterVec,
+    breakers: IntGaugeVec,
+    retries: IntCounterVec,
     /// `cache_aside_pool_connections{backend,state}`
     pub pool_connections: IntGaugeVec,
     /// `http_requests_total{method,route,status}`
@@ -372,6 +375,22 @@ impl Metrics {
                 "Errors of the cache and the database, and panics",
                 &["component", "kind"],
             )?,
+            breakers: register(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "cache_aside_breaker_state",
+                        "Whether a cache node or the database is asked: 0 closed, 1 half-open, 2 open (not asked, or out of reach)",
+                    ),
+                    &["backend"],
+                )?,
+            )?,
+            retries: counters(
+                registry,
+                "cache_aside_store_retries_total",
+                "Loads that were tried again because the database could not be reached",
+                &["resource"],
+            )?,
             pool_connections: register(
                 registry,
                 IntGaugeVec::new(
@@ -525,6 +544,20 @@ impl Metrics {
             // Absent rather than zero. It fails where it was absent already.
             None => drop(self.staleness.remove_label_values(&[node])),
         }
+    }
+
+    /// Sets how a breaker is; `None`: there is no such backend any more.
+    pub fn breaker(&self, backend: &str, state: Option<State>) {
+        match state {
+            Some(state) => self.breakers.with_label_values(&[backend]).set(state.gauge()),
+            // It fails where it was absent already.
+            None => drop(self.breakers.remove_label_values(&[backend])),
+        }
+    }
+
+    /// Counts a load that is tried again.
+    pub fn retried(&self, resource: &str) {
+        self.retries.with_label_values(&[resource]).inc();
     }
 
     /// Counts time during which a node was not trusted.

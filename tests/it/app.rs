@@ -203,6 +203,14 @@ impl App {
         assert!(sent.expect("kill runs").success());
     }
 
+    /// The CPU time that it has used, in seconds, to the hundredth.
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        // User and system time, in ticks of a hundredth.
+        rest.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number") / 100.0).sum()
+    }
+
     /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
         let started = Instant::now();

@@ -16,7 +16,7 @@ use crate::servers::{Kind, Memcached, Redis};
 const LOCK: Duration = Duration::from_secs(30);
 
 fn place(key: &str) -> Place<'_> {
-    Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false }
+    Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, refreshes: 0, strict: false }
 }
 
 fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
@@ -38,7 +38,7 @@ fn lasting(text: &'static str) -> Fill {
 }
 
 async fn lease(cache: &AnyCache, key: &str) -> Lease {
-    cache.lease(&[place(key)], LOCK, Duration::ZERO).await.expect("it answers").remove(0)
+    cache.lease(&[place(key)], LOCK).await.expect("it answers").remove(0)
 }
 
 /// A lease on an entry past its TTL. A reader's idea of the server's clock may be a millisecond ahead.
@@ -129,18 +129,13 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     assert_eq!(fill(cache, &released, held, lasting("x")).await, Filled::Gone);
 
     let lapsed = key("lapsed");
-    let short =
-        cache.lease(&[place(&lapsed)], Duration::from_millis(30), Duration::ZERO).await.expect("it answers").remove(0);
+    let short = cache.lease(&[place(&lapsed)], Duration::from_millis(30)).await.expect("it answers").remove(0);
     let Lease::Fill { ticket: short, .. } = short else { panic!("{short:?}") };
     until(cache, &lapsed, |lookup| *lookup == Lookup::Absent).await;
     assert_eq!(fill(cache, &lapsed, short, lasting("x")).await, Filled::Gone, "a lock ends by itself");
 
     let renewed = key("renewed");
-    let short = cache
-        .lease(&[place(&renewed)], Duration::from_millis(200), Duration::ZERO)
-        .await
-        .expect("it answers")
-        .remove(0);
+    let short = cache.lease(&[place(&renewed)], Duration::from_millis(200)).await.expect("it answers").remove(0);
     let Lease::Fill { ticket: short, .. } = short else { panic!("{short:?}") };
     cache.renew(&[(place(&renewed), short)], LOCK).await.expect("it answers");
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -154,7 +149,7 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
 
     let many: Vec<String> = (0..50).map(|index| key(&format!("many{index}"))).collect();
     let places: Vec<Place<'_>> = many.iter().map(|key| place(key)).collect();
-    let leases = other.lease(&places, LOCK, Duration::ZERO).await.expect("it answers");
+    let leases = other.lease(&places, LOCK).await.expect("it answers");
     let fills: Vec<_> = places
         .iter()
         .zip(leases)
@@ -167,11 +162,16 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let lookups = cache.read_many(&places).await.expect("it answers");
     assert!(lookups.iter().all(|lookup| matches!(lookup, Lookup::Fresh(_))));
 
-    let kept =
-        Place { key: &key("kept"), resource: "users", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false };
-    let Lease::Fill { ticket: held, .. } =
-        cache.lease(&[kept], LOCK, Duration::ZERO).await.expect("it answers").remove(0)
-    else {
+    let kept = Place {
+        key: &key("kept"),
+        resource: "users",
+        shape: 1,
+        groups: &[],
+        local_ttl: Duration::ZERO,
+        refreshes: 0,
+        strict: false,
+    };
+    let Lease::Fill { ticket: held, .. } = cache.lease(&[kept], LOCK).await.expect("it answers").remove(0) else {
         panic!("it is new")
     };
     cache.fill(&[(kept, held, lasting("kept"))]).await.expect("it answers");
@@ -192,32 +192,37 @@ pub async fn contract(cache: &AnyCache, other: &AnyCache, prefix: &str) {
 
 /// What is fresh is refreshed ahead by one, stays a hit for all, and is not brought back by its refresher.
 async fn ahead(cache: &AnyCache, other: &AnyCache, key: &str) {
-    let lease = async |cache: &AnyCache, early| {
-        cache.lease(&[place(key)], LOCK, Duration::from_secs(early)).await.expect("it answers").remove(0)
+    let seen = async |cache: &AnyCache| match read(cache, key).await {
+        Lookup::Fresh(entry) => entry.stored_at,
+        other => panic!("{other:?}"),
+    };
+    let lease = async |cache: &AnyCache, refreshes| {
+        cache.lease(&[Place { refreshes, ..place(key) }], LOCK).await.expect("it answers").remove(0)
     };
     let first = ticket(cache, key).await;
     assert_eq!(fill(cache, key, first, lasting("old")).await, Filled::Stored);
+    let old = seen(cache).await;
     assert!(matches!(lease(cache, 0).await, Lease::Hit(_)));
-    assert!(matches!(lease(cache, 30).await, Lease::Hit(_)), "it has a minute");
-    let Lease::Fill { ticket: refresh, stale: Some(there) } = lease(cache, 90).await else { panic!("nobody has it") };
+    assert!(matches!(lease(cache, old + 1).await, Lease::Hit(_)), "it is another");
+    let Lease::Fill { ticket: refresh, stale: Some(there) } = lease(cache, old).await else { panic!("nobody has it") };
     assert_eq!(there.payload, "old");
-    assert!(matches!(lease(other, 90).await, Lease::Wait { stale: Some(_) }), "one refreshes");
+    assert!(matches!(lease(other, old).await, Lease::Wait { stale: Some(_) }), "one refreshes");
     assert!(matches!(lease(other, 0).await, Lease::Hit(_)), "to all others it is a hit");
     assert_eq!(payload(other, key).await, "old");
-    assert_eq!(fill(cache, key, refresh, value("new", 2 * LOCK, Duration::ZERO)).await, Filled::Stored);
+    until(cache, key, |lookup| matches!(lookup, Lookup::Fresh(entry) if entry.age_ms > 0)).await;
+    assert_eq!(fill(cache, key, refresh, lasting("new")).await, Filled::Stored);
     assert_eq!(payload(other, key).await, "new");
-    assert!(matches!(lease(other, 30).await, Lease::Hit(_)), "it was refreshed meanwhile");
-    let Lease::Fill { ticket: late, .. } = lease(other, 90).await else { panic!("nobody has it") };
+    assert!(matches!(lease(other, old).await, Lease::Hit(_)), "it was refreshed meanwhile");
+    let Lease::Fill { ticket: late, .. } = lease(other, seen(other).await).await else { panic!("nobody has it") };
     cache.invalidate(&[key]).await.expect("it answers");
     assert_eq!(fill(other, key, late, lasting("old")).await, Filled::Gone);
     // A refresh outlives the entry's own end.
     let short = ticket(cache, key).await;
-    assert_eq!(
-        fill(cache, key, short, value("short", Duration::from_millis(1500), Duration::ZERO)).await,
-        Filled::Stored
-    );
-    let Lease::Fill { ticket: refresh, .. } = lease(cache, 5).await else { panic!("nobody has it") };
-    until(cache, key, |lookup| !matches!(lookup, Lookup::Fresh(_))).await;
+    let brief = value("short", Duration::from_millis(1500), Duration::ZERO);
+    assert_eq!(fill(cache, key, short, brief).await, Filled::Stored);
+    let Lease::Fill { ticket: refresh, .. } = lease(cache, seen(cache).await).await else { panic!("nobody has it") };
+    // The clock by which it is read is an estimate.
+    until(cache, key, |lookup| matches!(lookup, Lookup::Soft(entry) if entry.ttl_ms < -50)).await;
     assert!(matches!(lease(other, 0).await, Lease::Wait { .. }), "its refresher is not overtaken");
     assert_eq!(fill(cache, key, refresh, lasting("long")).await, Filled::Stored);
     assert_eq!(payload(other, key).await, "long");
@@ -268,7 +273,7 @@ async fn groups(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let (key, group) = (format!("{prefix}grouped"), format!("{prefix}cache-aside:group:x"));
     let groups = [group.clone()];
     let place = Place { groups: &groups, ..place(&key) };
-    let lease = async || match cache.lease(&[place], LOCK, Duration::ZERO).await.expect("it answers").remove(0) {
+    let lease = async || match cache.lease(&[place], LOCK).await.expect("it answers").remove(0) {
         Lease::Fill { ticket, .. } => ticket,
         other => panic!("{other:?}"),
     };
@@ -284,7 +289,7 @@ async fn groups(cache: &AnyCache, other: &AnyCache, prefix: &str) {
     let owner = Fence::new().expect("randomness");
     other.hold(&[&group], owner, LOCK).await.expect("it answers");
     assert_eq!(cache.read(place).await, Ok(Lookup::Absent));
-    let leased = cache.lease(&[place], LOCK, Duration::ZERO).await;
+    let leased = cache.lease(&[place], LOCK).await;
     assert!(matches!(leased.as_deref(), Ok([Lease::Past]) | Err(_)), "{leased:?}");
     other.invalidate_unless_held(&[&group], Some(owner)).await.expect("it answers");
     assert_eq!(cache.read(place).await, Ok(Lookup::Absent), "what was there is from before");
@@ -383,6 +388,45 @@ pub async fn keeps(lines: &str, prefix: &str) {
     contract(&cache, &other, prefix).await;
 }
 
+/// What one handle packs, another reads: fresh, past its TTL, and while it is refreshed.
+async fn packed(packing: &AnyCache, plain: &AnyCache, key: &str) {
+    let text: &'static str = Box::leak("{\"name\":\"apple\"},".repeat(200).into_boxed_str());
+    let held = ticket(packing, key).await;
+    fill(packing, key, held, value(text, Duration::from_millis(1), Duration::from_mins(1))).await;
+    until(plain, key, |lookup| matches!(lookup, Lookup::Soft(entry) if entry.payload == text)).await;
+    let size = plain.inspect(place(key)).await.expect("it answers").size;
+    assert!(size < text.len() / 4, "{size}");
+    let Lease::Fill { ticket: refresh, stale: Some(stale) } = lease_soft(plain, key).await else {
+        panic!("it is soft")
+    };
+    assert_eq!((stale.payload.as_ref(), stale.etag), (text.as_bytes(), entry::etag(text.as_bytes())));
+    assert!(matches!(lease(packing, key).await, Lease::Wait { stale: Some(stale) } if stale.payload == text));
+    assert!(matches!(read(plain, key).await, Lookup::Soft(entry) if entry.payload == text));
+    assert_eq!(fill(plain, key, refresh, lasting(text)).await, Filled::Stored);
+    assert!(plain.inspect(place(key)).await.expect("it answers").size > text.len());
+    assert_eq!(payload(packing, key).await, text);
+    packing.invalidate(&[key]).await.expect("it answers");
+    let held = ticket(packing, key).await;
+    assert_eq!(fill(packing, key, held, lasting(text)).await, Filled::Stored);
+    assert_eq!(payload(plain, key).await, text);
+    assert!(matches!(lease(plain, key).await, Lease::Hit(entry) if entry.payload == text));
+}
+
+#[tokio::test]
+async fn what_is_packed_in_redis_is_read_by_everybody() {
+    let redis = Redis::start().await;
+    let lines = format!("url: \"{}\", key_prefix: \"p:\"", redis.url());
+    let (packing, plain) = (reached(&format!("{lines}, compress_above: 100B")).await, reached(&lines).await);
+    packed(&packing, &plain, "p:packed").await;
+}
+
+#[tokio::test]
+async fn what_is_packed_in_memcached_is_read_by_everybody() {
+    let memcached = Memcached::start().await;
+    let packing = connected_with(&memcached, "p:", ", compress_above: 100B").await;
+    packed(&packing, &connected_to(&memcached, "p:").await, "p:packed").await;
+}
+
 #[tokio::test]
 async fn redis_forgets_its_scripts_and_its_data_without_harm() {
     forgets(Kind::Redis).await;
@@ -478,7 +522,7 @@ pub async fn full(kind: Kind) {
     let mut beside = client.get_multiplexed_async_connection().await.expect("it answers");
     // Full is not a line but a shore: the server's own buffers come and go.
     let mut index = 0;
-    while cache.lease(&[place(&format!("b{index}"))], LOCK, Duration::ZERO).await != Err(CacheError::Refused) {
+    while cache.lease(&[place(&format!("b{index}"))], LOCK).await != Err(CacheError::Refused) {
         let mut set = redis::cmd("SET");
         // It fails once the server is full, which is what is wanted.
         let _ = set.arg(format!("ballast{index}")).arg(vec![0_u8; 4096]).exec_async(&mut beside).await;
@@ -512,7 +556,11 @@ pub async fn no_script(kind: Kind) {
 }
 
 async fn connected_to(memcached: &Memcached, prefix: &str) -> AnyCache {
-    let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s }}", memcached.url());
+    connected_with(memcached, prefix, "").await
+}
+
+async fn connected_with(memcached: &Memcached, prefix: &str, more: &str) -> AnyCache {
+    let yaml = format!("cache: {{ url: \"{}\", key_prefix: \"{prefix}\", timeout: 5s{more} }}", memcached.url());
     let cache = AnyCache::Memcached(MemcachedCache::new(&config(&yaml), None).expect("the URL is sound"));
     trusted(&cache).await;
     cache

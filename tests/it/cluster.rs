@@ -193,3 +193,25 @@ async fn a_node_is_killed_under_load_and_another_takes_its_place() {
     seen(&[&one, &two], &path, r#""v":100000}"#).await;
     warm(&[&one, &two], &[&path]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hangs_is_not_asked_and_the_others_are() {
+    // Nobody takes its place meanwhile.
+    let nodes = Nodes::start_with("60000").await;
+    let world = world(&nodes, ITEMS).await;
+    let app = world.app(RESOURCES).await;
+    app.until("all of it cached", async |app| batch(app).await.1 == 200).await;
+    let breaker = async |index: usize, state: u8| {
+        let line = format!("cache_aside_breaker_state{{backend=\"127.0.0.1:{}\"}} {state}", nodes.0[index].port());
+        app.until(&line, async |app| app.get("/metrics").await.text.lines().any(|found| found == line)).await;
+    };
+    nodes.0[0].pause();
+    breaker(0, 2).await;
+    breaker(1, 0).await;
+    breaker(2, 0).await;
+    let (rows, cached) = batch(&app).await;
+    assert!(rows.len() == 200 && (1..200).contains(&cached), "{cached} of {} from the cache", rows.len());
+    nodes.0[0].resume();
+    breaker(0, 0).await;
+    app.until("all of it cached again", async |app| batch(app).await.1 == 200).await;
+}

@@ -81,7 +81,8 @@ fn lasting(byte: u8) -> Fill {
 
 /// Runs a case on both sides, and compares every answer.
 async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCaseError> {
-    let place = Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, strict: false };
+    let place =
+        Place { key, resource: "fruit", shape: 1, groups: &[], local_ttl: Duration::ZERO, refreshes: 0, strict: false };
     let writers = [Fence::new().expect("randomness"), Fence::new().expect("randomness")];
     let mut tickets: Vec<Ticket> = Vec::new();
     let mut model: Entry<u8> = Entry::Absent;
@@ -108,15 +109,20 @@ async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCa
                 (expected, real)
             }
             Do::Lease | Do::Refresh => {
-                let early = if *what == Do::Refresh { 2 * LONG } else { Duration::ZERO };
-                let lease = cache.lease(&[place], LONG, early).await.expect("it answers").remove(0);
+                let seen = match (what, cache.read(place).await.expect("it answers")) {
+                    (Do::Refresh, Lookup::Fresh(entry)) => Some(entry.stored_at),
+                    _ => None,
+                };
+                let place = Place { refreshes: seen.unwrap_or(0), ..place };
+                let lease = cache.lease(&[place], LONG).await.expect("it answers").remove(0);
                 let fence = if let Lease::Fill { ticket, .. } = &lease { number(ticket.fence) } else { 1 };
                 let expected = step(Command::Lease {
                     fence,
                     tag: TAG,
                     lock: LONG_MS,
                     spare: 0,
-                    early: if early.is_zero() { 0 } else { 2 * LONG_MS },
+                    // Here everything happens at once.
+                    refreshes: seen.map(|_| 0),
                 });
                 let real = match lease {
                     Lease::Fill { ticket, stale } => {

@@ -54,6 +54,81 @@ async fn sigterm_under_load_fails_no_request() {
     assert!(reads > 100, "{reads}");
 }
 
+/// A replica's place: its address, while it may be sent requests.
+type Seat = Arc<std::sync::Mutex<Option<String>>>;
+
+/// Starts a replica and sends it requests once it is ready, as a load balancer does.
+async fn take_seat(config: &str, seat: &Seat) -> App {
+    let app = App::launch(config).await;
+    app.until("ready", async |app| app.get("/readyz").await.status == 200).await;
+    *seat.lock().expect("no reader panics") = Some(app.url.clone());
+    app
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_are_restarted_in_turn_fail_no_request_and_find_the_cache_warm() {
+    const KEYS: u64 = 100;
+    let world = World::new(&format!(
+        "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, {KEYS});"
+    ))
+    .await;
+    let config =
+        world.config("resources: { item: {} }\n") + "server: { listen: \"127.0.0.1:0\", drain_delay: 500ms }\n";
+    crate::app::migrate(&config);
+    let seats: [Seat; 2] = [Arc::default(), Arc::default()];
+    let mut apps = Vec::new();
+    for seat in &seats {
+        apps.push(take_seat(&config, seat).await);
+    }
+    let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let client = apps[0].client.clone();
+    let readers: Vec<_> = (0..8_u64)
+        .map(|reader| {
+            let (stop, failed, seats, client) = (Arc::clone(&stop), Arc::clone(&failed), seats.clone(), client.clone());
+            tokio::spawn(async move {
+                let mut count = 0_u64;
+                while !stop.load(Ordering::SeqCst) {
+                    let seat = &seats[usize::try_from((count + reader) % 2).expect("it is 0 or 1")];
+                    let url = seat.lock().expect("nobody panics with it").clone();
+                    count += 1;
+                    // Away: the other one is asked.
+                    let Some(url) = url else { continue };
+                    let asked = client.get(format!("{url}/api/item/{}", 1 + (count * 7 + reader) % KEYS)).send().await;
+                    if !asked.as_ref().is_ok_and(|reply| reply.status() == 200) {
+                        eprintln!("{asked:?}");
+                        failed.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+                count
+            })
+        })
+        .collect();
+    let sent = r#"cache_aside_store_queries_total{operation="row",resource="item"}"#;
+    apps[0].until("warm", async |app| app.metric(sent).await > 0 && seen(app).await > 200).await;
+    for index in 0..2 {
+        apps[index].signal("TERM");
+        apps[index].until("unready", async |app| app.get("/readyz").await.status == 503).await;
+        // Whoever looks only now and then goes on until the delay is over.
+        *seats[index].lock().expect("no reader panics") = None;
+        assert_eq!(apps[index].ended().await.code(), Some(0));
+        apps[index] = take_seat(&config, &seats[index]).await;
+        apps[index].until("in use", async |app| seen(app).await > 200).await;
+        let queries = apps[index].metric(sent).await;
+        assert!(queries <= KEYS / 5, "{queries} queries by a replica that came to a warm cache");
+    }
+    stop.store(true, Ordering::SeqCst);
+    let mut reads = 0;
+    for reader in readers {
+        reads += reader.await.expect("no reader panics");
+    }
+    assert_eq!(failed.load(Ordering::SeqCst), 0, "of {reads}");
+}
+
+/// Reads that a replica has answered.
+async fn seen(app: &App) -> u64 {
+    app.metric(r#"http_requests_total{method="GET",route="/api/{resource}/{key}",status="200"}"#).await
+}
+
 #[tokio::test]
 async fn a_request_that_was_accepted_is_answered_after_sigterm() {
     let world = World::new(

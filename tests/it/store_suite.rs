@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cache_aside::app::{look, open_store};
 use cache_aside::catalog::{Key, KeyError, Resource, State, What};
 use cache_aside::config::{Config, Env};
-use cache_aside::store::{AnyStore, Body, LastWord, Load, Precondition, Store, StoreError, Write, WriteError};
+use cache_aside::store::{AnyStore, Body, LastWord, Load, Precondition, Store, StoreError, Waiters, Write, WriteError};
 
 use crate::servers::{Mariadb, Postgres};
 
@@ -63,7 +63,8 @@ impl Shelf {
     async fn rows(&self, resource: &str, keys: &[&[&str]]) -> Vec<Option<String>> {
         let keys: Vec<Key> = keys.iter().map(|parts| self.key(resource, parts)).collect();
         let asked: Vec<&Key> = keys.iter().collect();
-        let rows = self.store.rows(&self.resource(resource), &asked).await.expect("it answers").rows;
+        let rows =
+            self.store.rows(&self.resource(resource), &asked, &Waiters::default()).await.expect("it answers").rows;
         rows.into_iter().map(|row| row.map(|row| String::from_utf8(row.json.to_vec()).expect("it is text"))).collect()
     }
 
@@ -72,7 +73,8 @@ impl Shelf {
         resource: &str,
         write: Write,
     ) -> Result<(Option<String>, Key, Vec<(usize, String)>), WriteError> {
-        let written = self.store.write(&self.resource(resource), write, &LastWord::default()).await?;
+        let written =
+            self.store.write(&self.resource(resource), write, &LastWord::default(), &Waiters::default()).await?;
         let row = written.row.map(|row| String::from_utf8(row.to_vec()).expect("it is text"));
         Ok((row, written.key, written.lists))
     }
@@ -101,9 +103,9 @@ async fn contract(shelf: &Shelf) {
         [Some(r#"{"id":3,"name":"Cleo"}"#.into()), None, Some(r#"{"id":1,"name":"Ann"}"#.into())]
     );
     assert_eq!(shelf.rows("titles", &[&["2"]]).await, [Some(r#"{"name":"Bob","id":2}"#.into())]);
-    let list = shelf.store.list(&book, 0, "1").await.expect("it answers");
+    let list = shelf.store.list(&book, 0, "1", &Waiters::default()).await.expect("it answers");
     assert!(list.json.starts_with(br#"[{"isbn":"a","edition":2"#) && !list.truncated, "{list:?}");
-    assert_eq!(shelf.store.list(&book, 0, "77").await.expect("it answers").json, "[]");
+    assert_eq!(shelf.store.list(&book, 0, "77", &Waiters::default()).await.expect("it answers").json, "[]");
     writes(shelf).await;
     refusals(shelf).await;
 }
@@ -115,7 +117,7 @@ async fn writes(shelf: &Shelf) {
         shelf.write("book", create(r#"{"isbn":"a","edition":3,"author_id":1}"#)).await.expect("it is sound");
     assert_eq!((created, lists), (key.clone(), vec![(0, "1".to_owned())]));
     assert!(row.is_some_and(|row| row.contains(r#""title":"untitled""#)));
-    let list = shelf.store.list(&shelf.resource("book"), 0, "1").await.expect("it answers");
+    let list = shelf.store.list(&shelf.resource("book"), 0, "1", &Waiters::default()).await.expect("it answers");
     assert!(list.truncated, "{list:?}");
 
     let merge = |json: &str| Write::Merge { key: key.clone(), body: body(json), precondition: None };
@@ -218,7 +220,7 @@ async fn a_statement_that_takes_too_long_is_ended_by_the_database_itself() {
     let State::Ready(slow, _) = &look(&store, &config).await.0.resources["slow"] else { panic!("it is served") };
     let target = slow.row(vec!["1".into()]).expect("it is a key");
     let What::Row(key) = target.what() else { unreachable!("a row was asked for") };
-    assert_eq!(store.rows(slow, &[key]).await, Err(StoreError::TimedOut));
+    assert_eq!(store.rows(slow, &[key], &Waiters::default()).await, Err(StoreError::TimedOut));
     let busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%slow%' AND pid <> pg_backend_pid()";
     let row = database.client().await.query_one(busy, &[]).await.expect("it answers");
     assert_eq!(row.get::<_, i64>(0), 0, "nobody works on it any more");

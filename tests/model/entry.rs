@@ -48,8 +48,8 @@ pub enum Command<V> {
     Read { tag: Tag },
     /// Ask for the right to fill. A value of another tag that was stored less than `spare` ago is left alone, so that
     /// two shapes of a rolling update don't fight over it: a second in shared memories, none in those of one process.
-    /// One whose TTL ends within `early` counts as past it.
-    Lease { fence: Fence, tag: Tag, lock: Millis, spare: Millis, early: Millis },
+    /// The one that was stored at `refreshes` counts as past its TTL though it is fresh.
+    Lease { fence: Fence, tag: Tag, lock: Millis, spare: Millis, refreshes: Option<Millis> },
     /// Make the lock or the refresh last for `lock` from now.
     Renew { fence: Fence, lock: Millis },
     /// Store a value: fresh for `ttl`, kept for `grace` more. The tag is that of the lease.
@@ -121,7 +121,9 @@ impl<V: Clone> Entry<V> {
                 let answer = entry.read(now, tag);
                 (entry, answer)
             }
-            Command::Lease { fence, tag, lock, spare, early } => entry.lease(now, (fence, tag, lock), spare, early),
+            Command::Lease { fence, tag, lock, spare, refreshes } => {
+                entry.lease(now, (fence, tag, lock), spare, refreshes)
+            }
             Command::Renew { fence, lock } => entry.renew(now, fence, lock),
             Command::Fill { fence, tag, value, ttl, grace } => match entry.fence() {
                 Some(held) if held == fence => {
@@ -189,7 +191,7 @@ impl<V: Clone> Entry<V> {
         now: Millis,
         (fence, wanted, lock): (Fence, Tag, Millis),
         spare: Millis,
-        early: Millis,
+        refreshes: Option<Millis>,
     ) -> (Self, Answer<V>) {
         let lock_until = now.saturating_add(lock);
         match self {
@@ -200,7 +202,7 @@ impl<V: Clone> Entry<V> {
             }
             Self::Valid { tag, value, stored_at, soft_expires, hard_expires, refresh } if tag == wanted => {
                 let answer = match refresh {
-                    _ if soft_expires > now.saturating_add(early) => Answer::Hit(value.clone()),
+                    _ if soft_expires > now && refreshes != Some(stored_at) => Answer::Hit(value.clone()),
                     Some((_, until)) if until > now => Answer::Wait { stale: Some(value.clone()) },
                     _ => Answer::Fill { stale: Some(value.clone()) },
                 };

@@ -56,7 +56,7 @@ impl Fills {
             }
             Action::TwinArrives => {
                 let fence = twin.take()?;
-                world.tell(Command::Lease { fence, tag: 0, lock: LATER, spare: 0, early: 0 });
+                world.tell(Command::Lease { fence, tag: 0, lock: LATER, spare: 0, refreshes: None });
                 Some(())
             }
             Action::Evict => {

@@ -136,7 +136,7 @@ impl Flights {
                 let (fence, lock, ttl, grace) = (Fence::MAX, LATER, LATER, LATER);
                 let absent = state.trusted && state.world.entry == Entry::Absent;
                 absent.then(|| {
-                    state.world.tell(Command::Lease { fence, tag, lock, spare: 0, early: 0 });
+                    state.world.tell(Command::Lease { fence, tag, lock, spare: 0, refreshes: None });
                     state.world.tell(Command::Fill { fence, tag, value, ttl, grace });
                 })
             }
@@ -194,7 +194,7 @@ impl State {
                     tag: ticket.tag,
                     lock: LATER,
                     spare: 0,
-                    early: 0,
+                    refreshes: None,
                 }) {
                     Answer::Hit(value) | Answer::Wait { stale: Some(value) } => Stage::Landing { covers, value },
                     Answer::Fill { .. } => {

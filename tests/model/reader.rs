@@ -1,6 +1,6 @@
 //! A read as a process makes it: look, lease, load, fill, with as long a pause as you like between any two steps.
 
-use super::entry::{Answer, Command, Entry, Fence};
+use super::entry::{Answer, Command, Entry, Fence, Millis};
 use super::world::{LATER, World};
 
 /// Which rules a reader keeps.
@@ -23,8 +23,8 @@ pub enum Step {
     Idle,
     /// About to look.
     Asked { floor: u8 },
-    /// About to ask for a lease; `early`: of what was found and is still fresh.
-    Missed { floor: u8, early: bool },
+    /// About to ask for a lease; perhaps of what was found, stored then, and still fresh.
+    Missed { floor: u8, refreshes: Option<Millis> },
     /// About to load; with a lease or without one.
     Loading { floor: u8, leased: bool },
     /// About to fill and to answer.
@@ -59,12 +59,12 @@ impl Reader {
             }
             Step::Asked { floor } => match world.tell(Command::Read { tag: 0 }) {
                 Answer::Fresh(value) => serve(world, rules, floor, value),
-                _ if rules.fenced => Step::Missed { floor, early: false },
+                _ if rules.fenced => Step::Missed { floor, refreshes: None },
                 _ => Step::Loading { floor, leased: true },
             },
-            Step::Missed { floor, early } => {
-                let (fence, early) = (self.fence(index, rules), if early { LATER } else { 0 });
-                let lease = Command::Lease { fence, tag: 0, lock: LATER, spare: 0, early };
+            Step::Missed { floor, refreshes } => {
+                let fence = self.fence(index, rules);
+                let lease = Command::Lease { fence, tag: 0, lock: LATER, spare: 0, refreshes };
                 match world.tell(lease) {
                     Answer::Hit(value) | Answer::Wait { stale: Some(value) } => serve(world, rules, floor, value),
                     Answer::Fill { stale } => {
@@ -106,7 +106,8 @@ impl Reader {
             Step::Asked { floor } if rules.fenced => match world.tell(Command::Read { tag: 0 }) {
                 Answer::Fresh(value) => {
                     serve(world, rules, floor, value);
-                    Step::Missed { floor, early: true }
+                    let Entry::Valid { stored_at, .. } = &world.entry else { return None };
+                    Step::Missed { floor, refreshes: Some(*stored_at) }
                 }
                 _ => return None,
             },

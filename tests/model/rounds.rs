@@ -348,8 +348,13 @@ impl Rounds {
                 let look = reader.look.filter(|look| look.registered)?;
                 reader.fills += 1;
                 let fence = 2 * reader.fills + u8::from(index == 1);
-                let lease =
-                    Command::Lease { fence: fence.into(), tag: look.tag.into(), lock: LATER, spare: 0, early: 0 };
+                let lease = Command::Lease {
+                    fence: fence.into(),
+                    tag: look.tag.into(),
+                    lock: LATER,
+                    spare: 0,
+                    refreshes: None,
+                };
                 let leased = reader.fills <= self.fills[index] && matches!(state.tell(lease), Answer::Fill { .. });
                 leased.then_some(Filling::Leased { fence, tag: look.tag, life: look.life })?
             }

@@ -18,6 +18,7 @@ use super::shared::{Shared, now_ms};
 use super::trust::Numbers;
 use crate::cache::control::{Control, field};
 use crate::cache::{CacheError, Place, entry};
+use crate::shield::Breaker;
 
 /// Between two looks, at most.
 const LOOK: Duration = Duration::from_millis(100);
@@ -30,6 +31,10 @@ const HOPE: u64 = 500;
 const LOOKED: u64 = 1_000;
 /// So many looks in a row may fail before the connection is given up.
 const STRIKES: u32 = 3;
+/// So many timeouts in a row, with no answer between them, and the lane is not used until a look is answered. Fewer might be
+/// one slow command that held up a handful of others; under load five come within the first `cache.timeout`, so that a
+/// server that hangs costs one of those and not one for every read until trust ends.
+const TIMEOUTS: u32 = 5;
 /// Between two attempts to connect, at most.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -133,9 +138,12 @@ impl Live {
     }
 }
 
-/// The place of a connection; empty while there is none.
+/// The place of a connection; empty while there is none, and while its breaker is open: nobody but the supervisor then uses
+/// the connection that there may be.
 pub(super) struct Lane {
     pub(super) live: ArcSwapOption<Live>,
+    /// Fed by operations and looks; a look that is answered is its probe.
+    pub(super) breaker: Breaker,
     /// Rings when a request finds the connection dead, or wants it to be looked at.
     pub(super) wake: Notify,
     /// Counts looks, and attempts to connect.
@@ -157,6 +165,28 @@ impl Lane {
         let _ = tokio::time::timeout(patience, waiting).await;
     }
 
+    /// An operation or a look was not answered in time.
+    pub(super) fn timed_out(&self) {
+        if self.breaker.failed() {
+            // Should a new connection have taken the place just now, its next look puts it back.
+            self.live.store(None);
+            tracing::debug!("the cache does not answer in time: it is not asked until a look is answered");
+        }
+    }
+
+    /// A look was answered.
+    fn answers(&self, live: &Arc<Live>) {
+        self.breaker.probed();
+        if self.live.load().is_none() {
+            self.live.store(Some(Arc::clone(live)));
+        }
+    }
+
+    fn lost(&self) {
+        self.breaker.lost();
+        self.live.store(None);
+    }
+
     /// Whether nobody knows yet if there is a server.
     pub(super) fn untried(&self) -> bool {
         *self.turns.borrow() == 0
@@ -164,7 +194,12 @@ impl Lane {
 
     /// Opens a lane in the current runtime.
     pub(super) fn open(shared: &Arc<Shared>) -> Arc<Self> {
-        let lane = Arc::new(Self { live: ArcSwapOption::empty(), wake: Notify::new(), turns: watch::Sender::new(0) });
+        let lane = Arc::new(Self {
+            live: ArcSwapOption::empty(),
+            breaker: Breaker::open(TIMEOUTS),
+            wake: Notify::new(),
+            turns: watch::Sender::new(0),
+        });
         let (shared, weak) = (Arc::clone(shared), Arc::downgrade(&lane));
         tokio::spawn(async move {
             let mut failures = 0_u32;
@@ -173,14 +208,14 @@ impl Lane {
                     Ok(live) => {
                         let live = Arc::new(live);
                         let Some(lane) = weak.upgrade() else { break };
-                        lane.live.store(Some(Arc::clone(&live)));
+                        lane.answers(&live);
                         lane.turns.send_modify(|turns| *turns += 1);
                         drop(lane);
                         tracing::info!(cache = shared.address, "connected to the cache");
                         failures = 0;
                         let reason = keep_looking(&shared, &live, &weak).await;
                         if let Some(lane) = weak.upgrade() {
-                            lane.live.store(None);
+                            lane.lost();
                             tracing::warn!(cache = shared.address, reason, "lost the cache; reads go to the database");
                         }
                         live.connection.close();
@@ -210,7 +245,7 @@ async fn connect(shared: &Shared) -> anyhow::Result<Live> {
 }
 
 /// Looks until the connection is of no use any more, and says why.
-async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'static str {
+async fn keep_looking(shared: &Shared, live: &Arc<Live>, lane: &Weak<Lane>) -> &'static str {
     // A fixed share of what a hit may be behind.
     let calm = shared.max_staleness.map_or(LOOK, |longest| LOOK.min(Duration::from_millis((longest / 10).max(5))));
     let mut strikes = 0;
@@ -226,6 +261,11 @@ async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'stat
         }
         let outcome = turn(shared, live).await;
         if let Some(lane) = lane.upgrade() {
+            match outcome {
+                Ok(()) => lane.answers(live),
+                Err(CacheError::TimedOut) => lane.timed_out(),
+                Err(_) => {}
+            }
             lane.turns.send_modify(|turns| *turns += 1);
         }
         match outcome {

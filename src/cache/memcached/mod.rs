@@ -34,8 +34,8 @@ use self::shared::{Shared, now_ms};
 use self::steps::{Terms, wall_ms};
 use self::wire::{Batch, If, Reply};
 use super::control::field;
-use super::entry::{self, Entry, Fence, HEADER, Held, Marks};
-use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
+use super::entry::{self, Entry, Fence, Held, Marks};
+use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
 
@@ -103,6 +103,17 @@ impl MemcachedCache {
     pub async fn settled(&self, patience: Duration) {
         let away = |lane: &Lane| !lane.untried() && lane.live.load().is_none();
         self.lane.turned(patience, |lane| self.health().is_ok() || away(lane)).await;
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory {
+            address: self.address().to_owned(),
+            health: self.health(),
+            staleness: self.staleness(),
+            breaker: Some(self.lane.breaker.state()),
+        }
     }
 
     /// How far behind the database this memory is at most, in milliseconds; `None` where that is not known.
@@ -213,9 +224,12 @@ impl MemcachedCache {
     /// All round trips of one operation together, within its time.
     async fn within<T>(&self, steps: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
         let outcome = tokio::time::timeout(self.shared.timeout, steps).await.unwrap_or(Err(CacheError::TimedOut));
-        if matches!(outcome, Err(CacheError::Disconnected)) {
+        match outcome {
+            Ok(_) => self.lane.breaker.answered(),
+            Err(CacheError::TimedOut) => self.lane.timed_out(),
             // Its supervisor makes another at once.
-            self.lane.wake.notify_one();
+            Err(CacheError::Disconnected) => self.lane.wake.notify_one(),
+            Err(_) => {}
         }
         outcome
     }
@@ -249,7 +263,8 @@ impl MemcachedCache {
         let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
         let groups: Option<Vec<u64>> = groups.into_iter().collect();
         let now = wall_ms();
-        let judge = |(place, reply)| judge(live, place, groups.as_deref(), reply, (verified, now));
+        let max_entry = self.shared.max_entry;
+        let judge = |(place, reply)| judge(live, place, groups.as_deref(), reply, (verified, now, max_entry));
         places.iter().zip(replies).map(judge).collect()
     }
 
@@ -304,13 +319,13 @@ impl MemcachedCache {
     ) -> Plan {
         let key = self.shared.spelling.of(place.key);
         let largest = live.connection.server.number("item_size_max").unwrap_or(1 << 20);
-        if fill.payload.len() + HEADER + OVERHEAD > usize::try_from(largest).unwrap_or(usize::MAX) {
+        let value = entry::valid(place.key, ticket.tag, place.shape, fill, wall_ms(), self.shared.pack_above);
+        if value.len() + OVERHEAD > usize::try_from(largest).unwrap_or(usize::MAX) {
             // The server would drop whatever is there, a writer's hold too. Only what this lease knows goes: nobody need wait
             // for it, and what is past its TTL must not outlive a newer value.
             batch.delete_if(&key, cas);
             return Plan::TooBig;
         }
-        let value = entry::valid(place.key, ticket.tag, place.shape, fill, wall_ms());
         let life = wire::life(millis(fill.ttl.saturating_add(fill.grace)));
         batch.set(&key, If::Is(cas), life, &value);
         Plan::Store
@@ -376,14 +391,14 @@ fn judge(
     place: &Place<'_>,
     groups: Option<&[u64]>,
     reply: Reply,
-    (verified, now): (bool, u64),
+    (verified, now, max_entry): (bool, u64, usize),
 ) -> Result<Lookup, CacheError> {
     let (value, cas) = match reply {
         Reply::Missing => return Ok(Lookup::Absent),
         Reply::Value { value, cas, .. } => (value, cas),
         _ => return Err(CacheError::Refused),
     };
-    Ok(match (entry::decode(place.key, &value, now), groups) {
+    Ok(match (entry::decode(place.key, &value, now, max_entry), groups) {
         (Some(Held::Valid { tag, entry, .. }), Some(groups)) if tag == live.tag(place, groups) => {
             let entry = Entry { verified, ..entry };
             if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
@@ -419,14 +434,15 @@ impl Cache for MemcachedCache {
         self.read_grouped(&live, deadlines, places).await
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
         let leasing = async {
             let Some(groups) = self.groups(&live, first).await? else { return Ok(vec![Lease::Past; places.len()]) };
-            let terms = Terms { groups: &groups, lock: millis(lock), early, verified };
+            let max_entry = self.shared.max_entry;
+            let terms = Terms { groups: &groups, lock: millis(lock), verified, max_entry };
             steps::lease(&self.shared, &live, places, &terms).await
         };
         let mut leases = self.within(leasing).await?;
@@ -542,7 +558,8 @@ impl Cache for MemcachedCache {
             _ => Bytes::new(),
         };
         let is_held = self.within(steps::are_held(&self.shared, &live.connection, &[place.key])).await? == [true];
-        let held = if is_held { Some(Held::Reserved) } else { entry::decode(place.key, &value, wall_ms()) };
+        let decoded = || entry::decode(place.key, &value, wall_ms(), self.shared.max_entry);
+        let held = if is_held { Some(Held::Reserved) } else { decoded() };
         Ok(Inspection::of(held, value.len(), live.tag(&place, &groups)))
     }
 }

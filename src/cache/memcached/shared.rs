@@ -60,6 +60,10 @@ pub(super) struct Shared {
     connections: Arc<AtomicUsize>,
     /// The most that one operation may take.
     pub(super) timeout: Duration,
+    /// What is packed would be at most this large, in bytes.
+    pub(super) max_entry: usize,
+    /// Larger payloads are packed, in bytes; `None`: none are.
+    pub(super) pack_above: Option<usize>,
 }
 
 #[derive(Default)]
@@ -107,6 +111,8 @@ impl Shared {
             delivering: tokio::sync::Mutex::default(),
             connections: Arc::default(),
             timeout: config.timeout,
+            max_entry: config.max_entry,
+            pack_above: config.packs_above(),
         })
     }
 

@@ -1,8 +1,6 @@
 //! What takes more than one command: look at what is there, decide, and write only if it is there still. The decisions are
 //! those of Redis's scripts.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 
 use super::connection::Connection;
@@ -49,8 +47,8 @@ pub(super) struct Terms<'a> {
     pub(super) groups: &'a [u64],
     /// In milliseconds.
     pub(super) lock: u64,
-    pub(super) early: Duration,
     pub(super) verified: bool,
+    pub(super) max_entry: usize,
 }
 
 /// Asks for leases, each with a fence of its own.
@@ -162,7 +160,7 @@ fn judge(
     // Another format, or another key's value: as good as nothing.
     let Some(marks) = Marks::of(place.key, value) else { return pending() };
     let now = wall_ms();
-    match (marks.state, entry::decode(place.key, value, now)) {
+    match (marks.state, entry::decode(place.key, value, now, terms.max_entry)) {
         (b'P', _) if live.locks.has_ended(place.key, cas, marks.lock) => pending(),
         (b'P', _) => Found::Settled(Lease::Wait { stale: None }),
         (b'V', _) if marks.tag != ticket.tag => {
@@ -172,7 +170,7 @@ fn judge(
         }
         (b'V', Some(Held::Valid { entry, .. })) => {
             let entry = Entry { verified: terms.verified, ..entry };
-            if !entry.ends_within(terms.early) {
+            if entry.ttl_ms > 0 && entry.stored_at != place.refreshes {
                 return Found::Settled(Lease::Hit(entry));
             }
             if marks.fence != NOBODY && !live.locks.has_ended(place.key, cas, marks.lock) {

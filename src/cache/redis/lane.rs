@@ -19,6 +19,7 @@ use super::look::{Seen, look, register};
 use super::shared::{Made, Peer, Shared, now_ms};
 use crate::cache::control::{Control, field};
 use crate::cache::slots::{self, Slots, Tenure};
+use crate::shield::Breaker;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -33,6 +34,10 @@ const LOOKED: u64 = 1_000;
 const DRIFT: u64 = 5;
 /// So many looks in a row may fail before the connection is given up.
 const STRIKES: u32 = 3;
+/// So many timeouts in a row, with no answer between them, and the lane is not used until a look is answered. Fewer might be
+/// one slow command that held up a handful of others; under load five come within the first `cache.timeout`, so that a
+/// server that hangs costs one of those and not one for every read until trust ends.
+const TIMEOUTS: u32 = 5;
 /// Between two attempts to connect, at most.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -185,9 +190,12 @@ impl Live {
     }
 }
 
-/// The place of a connection; empty while there is none.
+/// The place of a connection; empty while there is none, and while its breaker is open: nobody but the supervisor then uses
+/// the connection that there may be.
 pub(super) struct Lane {
     pub(super) live: ArcSwapOption<Live>,
+    /// Fed by operations and looks; a look that is answered is its probe.
+    pub(super) breaker: Breaker,
     /// Rings when a request finds the connection dead, or wants it to be looked at.
     pub(super) wake: Notify,
     /// Counts looks, and attempts to connect.
@@ -209,6 +217,28 @@ impl Lane {
         let _ = tokio::time::timeout(patience, waiting).await;
     }
 
+    /// An operation or a look was not answered in time.
+    pub(super) fn timed_out(&self) {
+        if self.breaker.failed() {
+            // Should a new connection have taken the place just now, its next look puts it back.
+            self.live.store(None);
+            tracing::debug!("the cache does not answer in time: it is not asked until a look is answered");
+        }
+    }
+
+    /// A look was answered.
+    fn answers(&self, live: &Arc<Live>) {
+        self.breaker.probed();
+        if self.live.load().is_none() {
+            self.live.store(Some(Arc::clone(live)));
+        }
+    }
+
+    fn lost(&self) {
+        self.breaker.lost();
+        self.live.store(None);
+    }
+
     /// Whether nobody knows yet if there is a server.
     pub(super) fn untried(&self) -> bool {
         *self.turns.borrow() == 0
@@ -216,7 +246,12 @@ impl Lane {
 
     /// Opens a lane in the current runtime.
     pub(super) fn open(shared: &Arc<Shared>) -> Arc<Self> {
-        let lane = Arc::new(Self { live: ArcSwapOption::empty(), wake: Notify::new(), turns: watch::Sender::new(0) });
+        let lane = Arc::new(Self {
+            live: ArcSwapOption::empty(),
+            breaker: Breaker::open(TIMEOUTS),
+            wake: Notify::new(),
+            turns: watch::Sender::new(0),
+        });
         let (shared, weak) = (Arc::clone(shared), Arc::downgrade(&lane));
         tokio::spawn(async move {
             let mut failures = 0_u32;
@@ -225,14 +260,14 @@ impl Lane {
                     Ok((made, live)) => {
                         let live = Arc::new(live);
                         let Some(lane) = weak.upgrade() else { break };
-                        lane.live.store(Some(Arc::clone(&live)));
+                        lane.answers(&live);
                         lane.turns.send_modify(|turns| *turns += 1);
                         drop(lane);
                         tracing::info!(cache = shared.address, "connected to the cache");
                         failures = 0;
                         let reason = keep_looking(&shared, &live, &weak).await;
                         if let Some(lane) = weak.upgrade() {
-                            lane.live.store(None);
+                            lane.lost();
                             tracing::warn!(cache = shared.address, reason, "lost the cache; reads go to the database");
                         }
                         // Out of the pool, or the pool would hand the dead connection out again.
@@ -269,7 +304,7 @@ async fn connect(shared: &Shared) -> anyhow::Result<(Made, Live)> {
 }
 
 /// Looks until the connection is of no use any more, and says why.
-async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'static str {
+async fn keep_looking(shared: &Shared, live: &Arc<Live>, lane: &Weak<Lane>) -> &'static str {
     let mut strikes = 0;
     loop {
         let now = now_ms();
@@ -284,6 +319,11 @@ async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'stat
         }
         let outcome = turn(shared, live).await;
         if let Some(lane) = lane.upgrade() {
+            match &outcome {
+                Ok(()) => lane.answers(live),
+                Err(error) if is_timeout(error) => lane.timed_out(),
+                Err(_) => {}
+            }
             lane.turns.send_modify(|turns| *turns += 1);
         }
         match outcome {
@@ -308,6 +348,10 @@ async fn keep_looking(shared: &Shared, live: &Live, lane: &Weak<Lane>) -> &'stat
             }
         }
     }
+}
+
+fn is_timeout(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<redis::RedisError>().is_some_and(redis::RedisError::is_timeout)
 }
 
 /// One look and all that follows from it.

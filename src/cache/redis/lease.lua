@@ -1,6 +1,6 @@
 -- Asks for the right to fill an entry that a plain SET NX did not get.
--- KEYS[1] entry; ARGV[1] the pending value to write; ARGV[2] lock in milliseconds; ARGV[3]: an entry whose TTL
--- ends within so many milliseconds counts as past it.
+-- KEYS[1] entry; ARGV[1] the pending value to write; ARGV[2] lock in milliseconds; ARGV[3] when the entry was
+-- stored that counts as past its TTL though it is fresh, or 0.
 -- Answers {verdict} or {verdict, value}: fill, wait, hit, past.
 local function fill()
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -23,7 +23,7 @@ if string.sub(held, 21, 28) ~= string.sub(ARGV[1], 21, 28) then
   if string.sub(held, 77, 80) ~= string.sub(ARGV[1], 77, 80) and now - struct.unpack('<I8', held, 45) < 1000 then return {'past'} end
   return fill()
 end
-if struct.unpack('<I8', held, 37) > now + ARGV[3] then return {'hit', held} end
+if struct.unpack('<I8', held, 37) > now and struct.unpack('<I8', held, 45) ~= tonumber(ARGV[3]) then return {'hit', held} end
 if struct.unpack('<I8', held, 53) > now then return {'wait', held} end
 redis.call('SETRANGE', KEYS[1], 4, string.sub(ARGV[1], 5, 20))
 redis.call('SETRANGE', KEYS[1], 52, struct.pack('<I8', now + ARGV[2]))

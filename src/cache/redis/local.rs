@@ -99,6 +99,11 @@ impl Local {
         Some(entry)
     }
 
+    /// Whether there is an entry whose time is not over.
+    pub(super) fn holds(&self, key: &str) -> bool {
+        self.map.peek(key).is_some_and(|slot| now_ms() < slot.until)
+    }
+
     /// Keeps an entry that was read from the node after `noted`, for `ttl` at most.
     pub(super) fn put(&self, key: &str, tag: u64, entry: &Entry, ttl: Duration, noted: Caught) {
         let Ok(left) = u64::try_from(entry.ttl_ms) else { return };

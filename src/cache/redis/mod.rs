@@ -83,7 +83,12 @@ impl RedisCache {
     /// How it is.
     #[must_use]
     pub fn memory(&self) -> Memory {
-        Memory { address: self.address().to_owned(), health: self.health(), staleness: self.staleness() }
+        Memory {
+            address: self.address().to_owned(),
+            health: self.health(),
+            staleness: self.staleness(),
+            breaker: Some(self.lane.breaker.state()),
+        }
     }
 
     /// What brings this memory up to date; `None` where nobody is to.
@@ -133,6 +138,12 @@ impl RedisCache {
         {
             local.put(place.key, tag, entry, place.local_ttl, noted);
         }
+    }
+
+    /// Whether the tier in this process holds an entry of this key.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        self.local.as_ref().is_some_and(|local| local.holds(key))
     }
 
     /// Bytes held in this process; `None` without such a tier.
@@ -262,8 +273,13 @@ impl RedisCache {
 
     async fn ask(&self, live: &Live, cmd: Cmd) -> Result<Value, CacheError> {
         match live.conn.clone().send_packed_command(&cmd).await {
-            Ok(Value::ServerError(error)) => Err(self.refused(error.code())),
-            Ok(value) => Ok(value),
+            Ok(reply) => {
+                self.lane.breaker.answered();
+                match reply {
+                    Value::ServerError(error) => Err(self.refused(error.code())),
+                    value => Ok(value),
+                }
+            }
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -272,8 +288,10 @@ impl RedisCache {
     async fn ask_all(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
         let count = pipe.len();
         match live.conn.clone().send_packed_commands(pipe, 0, count).await {
-            Ok(values) if values.len() == count => Ok(values),
-            Ok(_) => Err(CacheError::Refused),
+            Ok(values) => {
+                self.lane.breaker.answered();
+                if values.len() == count { Ok(values) } else { Err(CacheError::Refused) }
+            }
             Err(error) => Err(self.failed(&error)),
         }
     }
@@ -302,6 +320,7 @@ impl RedisCache {
 
     fn failed(&self, error: &redis::RedisError) -> CacheError {
         if error.is_timeout() {
+            self.lane.timed_out();
             return CacheError::TimedOut;
         }
         if error.is_unrecoverable_error() || error.is_connection_dropped() {
@@ -364,6 +383,7 @@ impl RedisCache {
 
     /// `groups`: the generations of the groups that the place depends on; `None` where one was lost.
     fn judge(
+        &self,
         live: &Live,
         place: &Place<'_>,
         groups: Option<&[u64]>,
@@ -377,7 +397,8 @@ impl RedisCache {
             Value::ServerError(error) if matches!(error.code(), "MOVED" | "ASK") => return Ok(Lookup::Absent),
             _ => return Err(CacheError::Refused),
         };
-        Ok(match (entry::decode(place.key, &value, live.cache_now()), groups) {
+        let held = entry::decode(place.key, &value, live.cache_now(), self.shared.max_entry);
+        Ok(match (held, groups) {
             (Some(Held::Valid { tag, entry, .. }), Some(groups)) if Some(tag) == Self::tag(live, place, groups) => {
                 let entry = Entry { verified, ..entry };
                 if entry.ttl_ms > 0 { Lookup::Fresh(entry) } else { Lookup::Soft(entry) }
@@ -405,7 +426,7 @@ impl RedisCache {
         let mut values = self.ask_all(live, &pipe).await?;
         let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
         let groups: Option<Vec<u64>> = values.drain(places.len()..).map(|reply| number(&reply)).collect();
-        let judge = |(place, value)| Self::judge(live, place, groups.as_deref(), value, verified);
+        let judge = |(place, value)| self.judge(live, place, groups.as_deref(), value, verified);
         places.iter().zip(values).map(judge).collect()
     }
 
@@ -429,11 +450,11 @@ impl RedisCache {
         live: &Live,
         places: &[Place<'_>],
         groups: &[u64],
-        (lock, early): (Duration, Duration),
+        lock: Duration,
         verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         if !live.set_nx_get {
-            return self.lease_by_script(live, places, groups, (lock, early), verified).await;
+            return self.lease_by_script(live, places, groups, lock, verified).await;
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -453,8 +474,8 @@ impl RedisCache {
                     CacheError::Elsewhere => Lease::Past,
                     refused => return Err(refused),
                 },
-                found => match Self::judge(live, place, Some(groups), found, verified)? {
-                    Lookup::Fresh(entry) if !entry.ends_within(early) => Lease::Hit(entry),
+                found => match self.judge(live, place, Some(groups), found, verified)? {
+                    Lookup::Fresh(entry) if entry.stored_at != place.refreshes => Lease::Hit(entry),
                     Lookup::Pending => Lease::Wait { stale: None },
                     Lookup::Fresh(_) | Lookup::Soft(_) | Lookup::Absent => {
                         unsettled.push(index);
@@ -465,7 +486,7 @@ impl RedisCache {
         }
         if !unsettled.is_empty() {
             let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(live, &places, groups, (lock, early), verified).await?;
+            let settled = self.lease_by_script(live, &places, groups, lock, verified).await?;
             for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
@@ -479,7 +500,7 @@ impl RedisCache {
         live: &Live,
         places: &[Place<'_>],
         groups: &[u64],
-        (lock, early): (Duration, Duration),
+        lock: Duration,
         verified: bool,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
@@ -487,7 +508,7 @@ impl RedisCache {
         for place in places {
             let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
-            pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), whole(early)));
+            pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), place.refreshes));
             tickets.push(ticket);
         }
         let replies = self.scripts(live, &pipe).await?;
@@ -495,7 +516,7 @@ impl RedisCache {
             .iter()
             .zip(tickets)
             .zip(replies)
-            .map(|((place, ticket), reply)| verdict(place, ticket, reply, live.cache_now(), verified))
+            .map(|((place, ticket), reply)| self.verdict(live, place, ticket, reply, verified))
             .collect()
     }
 
@@ -504,32 +525,42 @@ impl RedisCache {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
         Ok(Self::tag(live, place, groups).map(|tag| Ticket { fence, tag, connection: live.number }))
     }
-}
 
-/// Reads the answer of the lease script.
-fn verdict(place: &Place<'_>, ticket: Ticket, reply: Value, now: u64, verified: bool) -> Result<Lease, CacheError> {
-    let parts = match reply {
-        Value::Array(parts) => parts,
-        // It has left: the others were told apart already.
-        Value::ServerError(_) => return Ok(Lease::Past),
-        _ => return Err(CacheError::Refused),
-    };
-    let mut parts = parts.into_iter();
-    let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
-    let held = match parts.next() {
-        Some(Value::BulkString(value)) => entry::decode(place.key, &Bytes::from(value), now),
-        _ => None,
-    };
-    let held: Option<Entry> = match held {
-        Some(Held::Valid { entry, .. }) => Some(Entry { verified, ..entry }),
-        _ => None,
-    };
-    match (word.as_slice(), held) {
-        (b"fill", stale) => Ok(Lease::Fill { ticket, stale }),
-        (b"wait", stale) => Ok(Lease::Wait { stale }),
-        (b"hit", Some(entry)) => Ok(Lease::Hit(entry)),
-        (b"past", _) => Ok(Lease::Past),
-        _ => Err(CacheError::Refused),
+    /// Reads the answer of the lease script.
+    fn verdict(
+        &self,
+        live: &Live,
+        place: &Place<'_>,
+        ticket: Ticket,
+        reply: Value,
+        verified: bool,
+    ) -> Result<Lease, CacheError> {
+        let parts = match reply {
+            Value::Array(parts) => parts,
+            // It has left: the others were told apart already.
+            Value::ServerError(_) => return Ok(Lease::Past),
+            _ => return Err(CacheError::Refused),
+        };
+        let mut parts = parts.into_iter();
+        let Some(Value::BulkString(word)) = parts.next() else { return Err(CacheError::Refused) };
+        let held = match parts.next() {
+            Some(Value::BulkString(value)) => {
+                entry::decode(place.key, &Bytes::from(value), live.cache_now(), self.shared.max_entry)
+            }
+            _ => None,
+        };
+        let held: Option<Entry> = match held {
+            Some(Held::Valid { entry, .. }) => Some(Entry { verified, ..entry }),
+            _ => None,
+        };
+        match (word.as_slice(), held) {
+            (b"fill", stale) => Ok(Lease::Fill { ticket, stale }),
+            (b"wait", stale) => Ok(Lease::Wait { stale }),
+            (b"hit", Some(entry)) => Ok(Lease::Hit(entry)),
+            // A payload that can't be unpacked is no hit, and no reason to be refused.
+            (b"past", _) | (b"hit", None) => Ok(Lease::Past),
+            _ => Err(CacheError::Refused),
+        }
     }
 }
 
@@ -543,12 +574,7 @@ fn number(reply: &Value) -> Option<u64> {
 
 /// Whole milliseconds, at least one: Redis refuses a life of zero.
 fn millis(duration: Duration) -> u64 {
-    whole(duration).max(1)
-}
-
-/// Whole milliseconds, no more than a script can count.
-fn whole(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).min(1 << 50)
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 50)
 }
 
 impl Cache for RedisCache {
@@ -566,14 +592,14 @@ impl Cache for RedisCache {
         get.arg("GET").arg(place.key);
         let value = self.ask(&live, get).await?;
         let verified = self.usable(deadlines, &place)?;
-        let lookup = Self::judge(&live, &place, Some(&[]), value, verified)?;
+        let lookup = self.judge(&live, &place, Some(&[]), value, verified)?;
         self.keep_local(&live, &place, &lookup, noted);
         Ok(lookup)
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
         let (live, deadlines) = self.ready().await?;
-        if places.first().is_none_or(|first| self.local(first).is_none()) {
+        if places.iter().all(|place| self.local(place).is_none()) {
             return self.read_grouped(&live, deadlines, places).await;
         }
         let mut lookups = Vec::with_capacity(places.len());
@@ -599,7 +625,7 @@ impl Cache for RedisCache {
         Ok(lookups)
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let (live, deadlines) = self.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
@@ -609,9 +635,7 @@ impl Cache for RedisCache {
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
             places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
         let mut leases = vec![Lease::Past; places.len()];
-        for (index, lease) in
-            indices.into_iter().zip(self.lease_here(&live, &here, &groups, (lock, early), verified).await?)
-        {
+        for (index, lease) in indices.into_iter().zip(self.lease_here(&live, &here, &groups, lock, verified).await?) {
             leases[index] = lease;
         }
         if let Some(local) = &self.local {
@@ -652,7 +676,7 @@ impl Cache for RedisCache {
                 pipe.add_command(self.shared.scripts.release(place.key, &ticket.fence.0));
                 continue;
             }
-            let value = entry::valid(place.key, ticket.tag, place.shape, fill, now);
+            let value = entry::valid(place.key, ticket.tag, place.shape, fill, now, self.shared.pack_above);
             let life = millis(fill.ttl.saturating_add(fill.grace));
             pipe.add_command(self.shared.scripts.fill(place.key, &ticket.fence.0, &value, life));
         }
@@ -765,7 +789,9 @@ impl Cache for RedisCache {
         let groups: Vec<u64> = replies.map(|reply| number(&reply).unwrap_or(0)).collect();
         let size = if let Value::BulkString(bytes) = &value { bytes.len() } else { 0 };
         let held = match value {
-            Value::BulkString(bytes) => entry::decode(place.key, &Bytes::from(bytes), live.cache_now()),
+            Value::BulkString(bytes) => {
+                entry::decode(place.key, &Bytes::from(bytes), live.cache_now(), self.shared.max_entry)
+            }
             _ => None,
         };
         // No tag is zero.

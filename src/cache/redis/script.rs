@@ -39,9 +39,9 @@ impl Scripts {
         }
     }
 
-    pub(super) fn lease(&self, key: &str, pending: &[u8], lock_ms: u64, early_ms: u64) -> Cmd {
+    pub(super) fn lease(&self, key: &str, pending: &[u8], lock_ms: u64, refreshes: u64) -> Cmd {
         let mut cmd = call(&self.lease, key);
-        cmd.arg(pending).arg(lock_ms).arg(early_ms);
+        cmd.arg(pending).arg(lock_ms).arg(refreshes);
         cmd
     }
 

@@ -74,6 +74,10 @@ pub(super) struct Shared {
     pub(super) address: String,
     /// The most that one operation may take.
     pub(super) timeout: Duration,
+    /// What is packed would be at most this large, in bytes.
+    pub(super) max_entry: usize,
+    /// Larger payloads are packed, in bytes; `None`: none are.
+    pub(super) pack_above: Option<usize>,
 }
 
 #[derive(Default)]
@@ -220,6 +224,8 @@ impl Shared {
             trouble: Mutex::default(),
             address,
             timeout: config.timeout,
+            max_entry: config.max_entry,
+            pack_above: config.packs_above(),
         })
     }
 

@@ -67,6 +67,7 @@ fn values_that_make_no_sense_are_quoted_with_what_would() {
         ("server:\n  max_body: 1MB\n", "7: server.max_body: \"1MB\" is no size; write it like 512B, 64KiB or 1MiB"),
         ("server:\n  max_body: 0\n", "7: server.max_body: must be at least 1"),
         ("server:\n  max_batch: 0\n", "7: server.max_batch: must be at least 1"),
+        ("server:\n  max_connections: 0\n", "7: server.max_connections: must be at least 1"),
         ("server:\n  request_timeout: 0s\n", "7: server.request_timeout: must be longer than 0s"),
         ("server:\n  listen: 8080\n", "7: server.listen: \"8080\" is no address and port; write it like 0.0.0.0:8080"),
         (
@@ -206,6 +207,14 @@ fn values_must_fit_each_other() {
         "config.yaml:6: resources.users.consistency: hold can't be kept in process: set local_ttl: 0s",
     );
     complains(
+        "    local_hot_ttl: 1s\ninvalidation: { mode: none }\n",
+        "config.yaml:6: resources.users.local_hot_ttl: needs invalidation.mode outbox or wal",
+    );
+    complains(
+        "    consistency: hold\n    local_hot_ttl: 1s\n",
+        "config.yaml:6: resources.users.consistency: hold can't be kept in process: set local_hot_ttl: 0s",
+    );
+    complains(
         "    lists: { name: { limit: 0 } }\n",
         "config.yaml:6: resources.users.lists.name.limit: must be at least 1",
     );
@@ -293,6 +302,7 @@ fn memcached_is_told_what_it_has_not() {
         ("  ca_file: /a\n", "config.yaml:8: cache.ca_file: memcached over TLS"),
         ("  key_prefix: a b\n", "config.yaml:8: cache.key_prefix: must be at most 100"),
         ("defaults:\n  local_ttl: 1s\n", "config.yaml:9: defaults.local_ttl: can't be used with memcached"),
+        ("defaults:\n  local_hot_ttl: 1s\n", "config.yaml:9: defaults.local_hot_ttl: can't be used with memcached"),
     ] {
         let said = said(&format!("{cache}{line}"));
         assert!(said.starts_with(words), "{said}");

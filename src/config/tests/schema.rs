@@ -44,6 +44,7 @@ fn defaults_are_as_they_are_written() {
     assert_eq!(*default("Server", "management_listen"), Value::Null);
     assert_eq!(*default("Cache", "url"), "memory:");
     assert_eq!(*default("Cache", "timeout"), "100ms");
+    assert_eq!(*default("Cache", "compress_above"), "0B");
     assert_eq!(*default("Local", "max_bytes"), "64MiB");
     assert_eq!(*default("Defaults", "ttl"), "1h");
     assert_eq!(*default("Defaults", "local_ttl"), "0s");

@@ -61,6 +61,14 @@ fn a_resource_inherits_what_it_does_not_say() {
 }
 
 #[test]
+fn a_tier_in_process_is_opened_only_where_something_is_held_there() {
+    assert!(!with("").unwrap().holds_in_process());
+    assert!(with("    local_ttl: 1s\n").unwrap().holds_in_process());
+    assert!(with("    local_hot_ttl: 1s\n").unwrap().holds_in_process());
+    assert!(!with("    local_hot_ttl: 0s\ndefaults: { negative_ttl: 1s }\n").unwrap().holds_in_process());
+}
+
+#[test]
 fn a_resource_needs_only_its_name() {
     let config = with("  fruit:\n  pears: {}\n  plums: { table: shop.plum, key: [a, b] }\n").unwrap();
     let fruit = &config.resources["fruit"];

@@ -35,7 +35,7 @@ pub use self::feed::Feed;
 use self::pool::Pool;
 use self::refusal::{Failure, meaning, unreachable};
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError, Written,
 };
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 use crate::config;
@@ -117,9 +117,14 @@ impl MysqlStore {
     /// Runs one prepared statement, and says which database answered. A connection that proves dead is replaced once:
     /// reading twice is safe.
     async fn fetch(&self, sql: &str, params: Vec<Value>) -> Result<(Vec<Row>, u64), StoreError> {
+        self.fetch_for(&Waiters::default(), sql, params).await
+    }
+
+    /// The same as long as anybody waits for it.
+    async fn fetch_for(&self, waiters: &Waiters, sql: &str, params: Vec<Value>) -> Result<(Vec<Row>, u64), StoreError> {
         let mut retried = false;
         loop {
-            let mut checked = self.inner.pool.checkout().await?;
+            let mut checked = waiters.or(self.inner.pool.checkout()).await?;
             let (origin, was_kept) = (checked.origin(), checked.was_kept());
             let params = if params.is_empty() { Params::Empty } else { Params::Positional(params.clone()) };
             let asked = tokio::time::timeout(self.limit(), checked.begin()?.exec(sql, params)).await;
@@ -148,9 +153,9 @@ fn close(conn: Conn) {
 }
 
 impl Load for MysqlStore {
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
+    async fn rows(&self, resource: &Resource, keys: &[&Key], waiters: &Waiters) -> Result<Batch, StoreError> {
         if let [key] = keys {
-            let (rows, origin) = self.fetch(&resource.statements.row, sql::bound(resource, key)?).await?;
+            let (rows, origin) = self.fetch_for(waiters, &resource.statements.row, sql::bound(resource, key)?).await?;
             let row = rows.first().map(|row| sql::found(resource, row).asked_as(key));
             return Ok(Batch { rows: vec![row], origin });
         }
@@ -160,7 +165,7 @@ impl Load for MysqlStore {
         for key in keys.iter().chain(std::iter::repeat_n(&keys[keys.len() - 1], count - keys.len())) {
             params.extend(sql::bound(resource, key)?);
         }
-        let (found, origin) = self.fetch(&sql::rows(resource, count), params).await?;
+        let (found, origin) = self.fetch_for(waiters, &sql::rows(resource, count), params).await?;
         let mut rows = sql::in_order(resource, keys, &found);
         if resource.exact_key() {
             return Ok(Batch { rows, origin });
@@ -172,7 +177,7 @@ impl Load for MysqlStore {
             for index in some.iter().chain(std::iter::repeat_n(&some[some.len() - 1], count - some.len())) {
                 params.extend(sql::bound(resource, keys[*index])?);
             }
-            let (found, later) = self.fetch(&sql::one_by_one(resource, count), params).await?;
+            let (found, later) = self.fetch_for(waiters, &sql::one_by_one(resource, count), params).await?;
             if later != origin {
                 return Err(StoreError::Unavailable("the database was replaced meanwhile".into()));
             }
@@ -186,10 +191,16 @@ impl Load for MysqlStore {
         Ok(Batch { rows, origin })
     }
 
-    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
+    async fn list(
+        &self,
+        resource: &Resource,
+        index: usize,
+        value: &str,
+        waiters: &Waiters,
+    ) -> Result<Rows, StoreError> {
         let list = &resource.lists[index];
         let bound = value::bind(&resource.table.columns[list.column], value)?;
-        let (found, origin) = self.fetch(&resource.statements.lists[index], vec![bound]).await?;
+        let (found, origin) = self.fetch_for(waiters, &resource.statements.lists[index], vec![bound]).await?;
         let mut json = vec![b'['];
         for (position, row) in found.iter().take(list.limit).enumerate() {
             if position > 0 {
@@ -201,8 +212,8 @@ impl Load for MysqlStore {
         Ok(Rows { json: json.into(), truncated: found.len() > list.limit, origin })
     }
 
-    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
-        self.result(resource, params).await
+    async fn query(&self, resource: &Resource, params: &[Param], waiters: &Waiters) -> Result<Rows, StoreError> {
+        self.result(resource, params, waiters).await
     }
 }
 
@@ -239,8 +250,14 @@ impl Store for MysqlStore {
         Ok((resource, problems))
     }
 
-    async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
-        write::run(self, resource, write, last).await
+    async fn write(
+        &self,
+        resource: &Resource,
+        write: Write,
+        last: &LastWord,
+        waiters: &Waiters,
+    ) -> Result<Written, WriteError> {
+        write::run(self, resource, write, last, waiters).await
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

@@ -15,6 +15,7 @@ use super::close;
 use super::connect::{Connector, Made};
 use super::refusal::Failure;
 use crate::config;
+use crate::store::waiters::Place;
 use crate::store::{Connections, StoreError};
 
 /// Connections to one server.
@@ -146,22 +147,5 @@ impl Drop for Checked<'_> {
                 self.pool.connector.runtime().spawn(async move { connector.kill(id, origin).await });
             }
         }
-    }
-}
-
-/// A place in a bounded queue; it is left when dropped.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Self(waiting);
-        (before < most).then_some(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -10,7 +10,7 @@ use super::MysqlStore;
 use super::refusal::{Failure, of_statement};
 use super::value::{self, Form};
 use crate::catalog::{Param, Problem, Resource};
-use crate::store::{RESULT_BYTES, RESULT_ROWS, Rows, StoreError};
+use crate::store::{RESULT_BYTES, RESULT_ROWS, Rows, StoreError, Waiters};
 
 /// A statement as the server takes it.
 #[derive(Debug, PartialEq, Eq)]
@@ -171,7 +171,12 @@ impl MysqlStore {
 
     /// Runs a statement. One that somebody made up is not kept prepared, and runs in a transaction that only reads:
     /// functions may write.
-    pub(super) async fn result(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+    pub(super) async fn result(
+        &self,
+        resource: &Resource,
+        params: &[Param],
+        waiters: &Waiters,
+    ) -> Result<Rows, StoreError> {
         let translated = translate(&resource.statements.row).map_err(StoreError::BadStatement)?;
         if translated.count() != params.len() {
             let words = format!("it takes {} parameters, and {} were given", translated.count(), params.len());
@@ -180,7 +185,7 @@ impl MysqlStore {
         let declared = &*resource.name != "query";
         let mut retried = false;
         loop {
-            let mut checked = self.inner.pool.checkout().await?;
+            let mut checked = waiters.or(self.inner.pool.checkout()).await?;
             let (origin, was_kept) = (checked.origin(), checked.was_kept());
             let conn = checked.begin()?;
             let run = async {

@@ -16,7 +16,9 @@ use super::refusal::{Failure, meaning};
 use super::value::{self, Form};
 use super::{MysqlStore, feed, sql};
 use crate::catalog::{Capture, Column, Image, Key, Resource};
-use crate::store::{Body, Change, LastWord, Precondition, StoreError, Write, WriteError, Written, merge_patch};
+use crate::store::{
+    Body, Change, LastWord, Precondition, StoreError, Waiters, Write, WriteError, Written, merge_patch,
+};
 
 /// How long a transaction whose entries are held may wait for its COMMIT.
 const HOLD_IDLE: Duration = Duration::from_secs(3);
@@ -65,10 +67,11 @@ pub(super) async fn run(
     resource: &Resource,
     write: Write,
     last: &LastWord,
+    waiters: &Waiters,
 ) -> Result<Written, WriteError> {
     let mut again = 2;
     loop {
-        match attempt(store, resource, &write, last).await? {
+        match attempt(store, resource, &write, last, waiters).await? {
             Outcome::Written(written) => return Ok(written),
             Outcome::Refused(refused) => return Err(refused),
             // The database undid the transaction because of others, or was never asked; the same words may succeed now.
@@ -85,8 +88,9 @@ async fn attempt(
     resource: &Resource,
     write: &Write,
     last: &LastWord,
+    waiters: &Waiters,
 ) -> Result<Outcome, WriteError> {
-    let mut checked = store.inner.pool.checkout().await?;
+    let mut checked = waiters.or(store.inner.pool.checkout()).await?;
     let was_kept = checked.was_kept();
     let mut token = [0_u8; 16];
     getrandom::fill(&mut token).map_err(|error| StoreError::Unavailable(error.to_string()))?;

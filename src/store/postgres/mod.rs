@@ -36,8 +36,9 @@ use self::connect::{Connector, Origin};
 pub use self::feed::Feed;
 use self::replica::Replica;
 pub use self::wal::Decoder;
+use super::waiters::Place;
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError, Written,
 };
 use crate::catalog::{Image, Key, Param, Problem, Resource, Table, TableName};
 use crate::config;
@@ -198,12 +199,13 @@ impl PostgresStore {
         resource: &Resource,
         sql: &str,
         params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+        waiters: &Waiters,
     ) -> Result<(Vec<tokio_postgres::Row>, u64), StoreError> {
         let there =
             async |client: &Object, statement: &tokio_postgres::Statement| client.query(statement, params).await;
-        match self.at_replica(resource, sql, there).await? {
+        match self.at_replica(resource, sql, waiters, there).await? {
             Some(found) => Ok(found),
-            None => self.query(sql, params).await,
+            None => self.query(sql, params, waiters).await,
         }
     }
 
@@ -212,10 +214,11 @@ impl PostgresStore {
         &self,
         sql: &str,
         params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+        waiters: &Waiters,
     ) -> Result<(Vec<tokio_postgres::Row>, u64), StoreError> {
         let mut retried = false;
         loop {
-            let checked = self.checkout().await?;
+            let checked = waiters.or(self.checkout()).await?;
             let origin = checked.origin;
             let run = async {
                 let statement = checked.client.prepare_cached(sql).await?;
@@ -262,23 +265,6 @@ impl PostgresStore {
     }
 }
 
-/// A place in a bounded queue; it is left when dropped.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Self(waiting);
-        (before < most).then_some(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// What an error of the driver means to a caller.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
 fn error(error: tokio_postgres::Error) -> StoreError {
@@ -320,11 +306,11 @@ impl<'a> FromSql<'a> for Text {
 }
 
 impl Load for PostgresStore {
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
+    async fn rows(&self, resource: &Resource, keys: &[&Key], waiters: &Waiters) -> Result<Batch, StoreError> {
         if let [key] = keys {
             let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
                 key.parts().iter().map(|part| part as _).collect();
-            let (found, origin) = self.read(resource, &resource.statements.row, &params).await?;
+            let (found, origin) = self.read(resource, &resource.statements.row, &params, waiters).await?;
             let row = found.first().map(|row| sql::row(row, key)).transpose().map_err(error)?;
             return Ok(Batch { rows: vec![row], origin });
         }
@@ -332,12 +318,18 @@ impl Load for PostgresStore {
             (0..resource.key.len()).map(|part| keys.iter().map(|key| key.parts()[part].as_str()).collect()).collect();
         let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             columns.iter().map(|column| column as _).collect();
-        let (found, origin) = self.read(resource, &resource.statements.rows, &params).await?;
+        let (found, origin) = self.read(resource, &resource.statements.rows, &params, waiters).await?;
         Ok(Batch { rows: sql::in_order(resource, keys, &found).map_err(error)?, origin })
     }
 
-    async fn list(&self, resource: &Resource, index: usize, value: &str) -> Result<Rows, StoreError> {
-        let (found, origin) = self.read(resource, &resource.statements.lists[index], &[&value]).await?;
+    async fn list(
+        &self,
+        resource: &Resource,
+        index: usize,
+        value: &str,
+        waiters: &Waiters,
+    ) -> Result<Rows, StoreError> {
+        let (found, origin) = self.read(resource, &resource.statements.lists[index], &[&value], waiters).await?;
         let limit = resource.lists[index].limit;
         let mut json = BytesMut::from(&b"["[..]);
         for (position, row) in found.iter().take(limit).enumerate() {
@@ -350,8 +342,8 @@ impl Load for PostgresStore {
         Ok(Rows { json: json.freeze(), truncated: found.len() > limit, origin })
     }
 
-    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
-        self.result(resource, params).await
+    async fn query(&self, resource: &Resource, params: &[Param], waiters: &Waiters) -> Result<Rows, StoreError> {
+        self.result(resource, params, waiters).await
     }
 }
 
@@ -399,8 +391,14 @@ impl Store for PostgresStore {
         Ok((resource, problems))
     }
 
-    async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
-        write::run(self, resource, write, last).await
+    async fn write(
+        &self,
+        resource: &Resource,
+        write: Write,
+        last: &LastWord,
+        waiters: &Waiters,
+    ) -> Result<Written, WriteError> {
+        write::run(self, resource, write, last, waiters).await
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Error, Statement};
 
 use super::{PostgresStore, SLACK, Text, error, sql};
 use crate::catalog::{Param, Problem, Resource};
-use crate::store::{RESULT_BYTES, RESULT_ROWS, Rows, StoreError};
+use crate::store::{RESULT_BYTES, RESULT_ROWS, Rows, StoreError, Waiters};
 
 /// The statement that gives each row as JSON. A comment at the end of theirs must not swallow ours.
 fn wrapped(sql: &str) -> String {
@@ -87,21 +87,26 @@ impl PostgresStore {
 
     /// Runs a statement. One that somebody made up is not kept prepared, and runs in a transaction that only reads:
     /// functions may write.
-    pub(super) async fn result(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+    pub(super) async fn result(
+        &self,
+        resource: &Resource,
+        params: &[Param],
+        waiters: &Waiters,
+    ) -> Result<Rows, StoreError> {
         let sql = wrapped(&resource.statements.row);
         let declared = &*resource.name != "query";
         if declared {
             let there = async |client: &Object, statement: &Statement| collect(client, statement, params).await;
             // Whether it still followed was asked after it: nothing is on its way any more.
             if let Some((Ok(Collected { json, truncated, .. }), origin)) =
-                self.at_replica(resource, &sql, there).await?
+                self.at_replica(resource, &sql, waiters, there).await?
             {
                 return Ok(Rows { origin, json: json.freeze(), truncated });
             }
         }
         let mut retried = false;
         loop {
-            let checked = self.checkout().await?;
+            let checked = waiters.or(self.checkout()).await?;
             let origin = checked.origin;
             let client = &checked.client;
             let run = async {

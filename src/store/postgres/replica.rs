@@ -26,7 +26,7 @@ use super::connect::{Connector, Origin};
 use super::{CONNECT, Inner, PostgresStore, SLACK};
 use crate::catalog::Resource;
 use crate::config;
-use crate::store::StoreError;
+use crate::store::{StoreError, Waiters};
 
 /// The most that a fill waits for a connection that is there.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -290,13 +290,14 @@ impl PostgresStore {
         &self,
         resource: &Resource,
         sql: &str,
+        waiters: &Waiters,
         read: impl AsyncFnOnce(&Object, &Statement) -> Result<T, Error>,
     ) -> Result<Option<(T, u64)>, StoreError> {
         let Some(replica) = &self.inner.replica else { return Ok(None) };
         if resource.hold || !replica.keeps_up.load(Ordering::Acquire) {
             return Ok(None);
         }
-        let Some(moment) = self.moment().await? else { return Ok(None) };
+        let Some(moment) = self.moment(waiters).await? else { return Ok(None) };
         let outcome = async {
             let client = replica.connection().await?;
             let run = async |client: &Object| {
@@ -337,8 +338,8 @@ impl PostgresStore {
     }
 
     /// Where the primary is now; `None` where it does not say which of its lives this is.
-    async fn moment(&self) -> Result<Option<Moment>, StoreError> {
-        let checked = self.checkout().await?;
+    async fn moment(&self, waiters: &Waiters) -> Result<Option<Moment>, StoreError> {
+        let checked = waiters.or(self.checkout()).await?;
         let origin = Arc::clone(&checked.life);
         let Some(timeline) = origin.timeline() else { return Ok(None) };
         let asked = async {
@@ -363,7 +364,7 @@ impl PostgresStore {
     async fn look_at_replica(&self, replica: &Replica) -> Result<(), Why> {
         let unknown = |words: &str| Why(Outcome::Unfit, words.to_owned());
         let primary = |error: StoreError| Why(Outcome::Away, format!("the primary can't be asked: {error}"));
-        let moment = self.moment().await.map_err(primary)?;
+        let moment = self.moment(&Waiters::default()).await.map_err(primary)?;
         let moment =
             moment.ok_or_else(|| unknown("the primary does not say which database it is: run cache-aside migrate"))?;
         {

@@ -13,7 +13,9 @@ use tokio_postgres::{Error, Row};
 
 use super::{PostgresStore, SLACK, Text, error, feed, sql, wal};
 use crate::catalog::{Capture, Column, Key, Resource};
-use crate::store::{Body, Change, LastWord, Precondition, StoreError, Write, WriteError, Written, merge_patch};
+use crate::store::{
+    Body, Change, LastWord, Precondition, StoreError, Waiters, Write, WriteError, Written, merge_patch,
+};
 
 /// How long a transaction whose entries are held may wait for its COMMIT.
 const HOLD_IDLE: Duration = Duration::from_secs(3);
@@ -55,10 +57,11 @@ pub(super) async fn run(
     resource: &Resource,
     write: Write,
     last: &LastWord,
+    waiters: &Waiters,
 ) -> Result<Written, WriteError> {
     let mut again = 2;
     loop {
-        match attempt(store, resource, &write, last).await {
+        match attempt(store, resource, &write, last, waiters).await {
             // The database undid the transaction because of others; the same words may succeed now.
             Err(Failure::Database(failed)) if again > 0 && is_contention(&failed) => again -= 1,
             Err(Failure::Database(failed)) => return Err(explain(store, resource, &write, failed).await),
@@ -77,8 +80,9 @@ async fn attempt(
     resource: &Resource,
     write: &Write,
     last: &LastWord,
+    waiters: &Waiters,
 ) -> Result<Written, Failure> {
-    let mut checked = store.checkout().await.map_err(WriteError::from)?;
+    let mut checked = waiters.or(store.checkout()).await.map_err(WriteError::from)?;
     if checked.client.is_closed() {
         return Err(WriteError::from(StoreError::Unavailable("the connection was lost".into())).into());
     }

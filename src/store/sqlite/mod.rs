@@ -17,8 +17,10 @@ use deadpool_sqlite::{Config, Hook, HookError, Pool, Runtime};
 use rusqlite::{Connection, ErrorCode};
 use tokio::runtime::Handle;
 
+use super::waiters::Place;
 use super::{
-    Batch, Captured, Connections, LastWord, Load, Row, Rows, Store, StoreError, Wanted, Write, WriteError, Written,
+    Batch, Captured, Connections, LastWord, Load, Row, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError,
+    Written,
 };
 use crate::catalog::{Column, Image, Key, Param, Problem, Resource, Statements, Table, TableName};
 use crate::config;
@@ -113,19 +115,30 @@ impl SqliteStore {
         T: Send + 'static,
         E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
     {
+        self.with_for(&Waiters::default(), pool, work).await
+    }
+
+    /// The same as long as anybody waits for it.
+    async fn with_for<T, E>(
+        &self,
+        waiters: &Waiters,
+        pool: &Pool,
+        work: impl FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
+    {
         let limit = self.inner.statement_timeout;
-        let before = self.inner.waiting.fetch_add(1, Ordering::Relaxed);
-        let waited = if before > self.inner.queue {
-            Err(StoreError::Busy)
-        } else {
+        let waiting = async {
+            // Whoever is served at once has a place for that moment too.
+            let _place = Place::take(&self.inner.waiting, self.inner.queue + 1).ok_or(StoreError::Busy)?;
             match tokio::time::timeout(limit, pool.get()).await {
-                Ok(Ok(connection)) => Ok(connection),
-                Ok(Err(refused)) => Err(StoreError::Unavailable(refused.to_string())),
+                Ok(connection) => connection.map_err(|refused| StoreError::Unavailable(refused.to_string())),
                 Err(_) => Err(StoreError::Busy),
             }
         };
-        self.inner.waiting.fetch_sub(1, Ordering::Relaxed);
-        let connection = waited?;
+        let connection = waiters.or(waiting).await?;
         let done = connection
             .interact(move |connection| {
                 let deadline = Instant::now() + limit;
@@ -241,9 +254,9 @@ fn find(connection: &Connection, resource: &Resource, key: &Key) -> rusqlite::Re
 }
 
 impl Load for SqliteStore {
-    async fn rows(&self, resource: &Resource, keys: &[&Key]) -> Result<Batch, StoreError> {
+    async fn rows(&self, resource: &Resource, keys: &[&Key], waiters: &Waiters) -> Result<Batch, StoreError> {
         let (resource, keys) = (resource.clone(), keys.iter().map(|key| (*key).clone()).collect::<Vec<_>>());
-        self.with(&self.inner.readers, move |connection| {
+        self.with_for(waiters, &self.inner.readers, move |connection| {
             // All of a batch from one state of the database.
             let snapshot = connection.transaction()?;
             let mut rows = Vec::with_capacity(keys.len());
@@ -259,9 +272,15 @@ impl Load for SqliteStore {
         .await
     }
 
-    async fn list(&self, resource: &Resource, index: usize, asked: &str) -> Result<Rows, StoreError> {
+    async fn list(
+        &self,
+        resource: &Resource,
+        index: usize,
+        asked: &str,
+        waiters: &Waiters,
+    ) -> Result<Rows, StoreError> {
         let (resource, asked) = (resource.clone(), asked.to_owned());
-        self.with(&self.inner.readers, move |connection| {
+        self.with_for(waiters, &self.inner.readers, move |connection| {
             let list = &resource.lists[index];
             let mut statement = connection.prepare_cached(&resource.statements.lists[index])?;
             let param = value::bind(&resource.table.columns[list.column], &asked);
@@ -285,9 +304,9 @@ impl Load for SqliteStore {
         .await
     }
 
-    async fn query(&self, resource: &Resource, params: &[Param]) -> Result<Rows, StoreError> {
+    async fn query(&self, resource: &Resource, params: &[Param], waiters: &Waiters) -> Result<Rows, StoreError> {
         let (resource, params) = (resource.clone(), params.to_vec());
-        self.with(&self.inner.readers, move |connection| query::run(connection, &resource, &params)).await
+        self.with_for(waiters, &self.inner.readers, move |connection| query::run(connection, &resource, &params)).await
     }
 }
 
@@ -320,11 +339,18 @@ impl Store for SqliteStore {
         Ok((resource, Vec::new()))
     }
 
-    async fn write(&self, resource: &Resource, write: Write, last: &LastWord) -> Result<Written, WriteError> {
+    async fn write(
+        &self,
+        resource: &Resource,
+        write: Write,
+        last: &LastWord,
+        waiters: &Waiters,
+    ) -> Result<Written, WriteError> {
         let (resource, last, runtime) = (resource.clone(), last.clone(), Handle::current());
         // On a thread of its own, which may wait.
         let ask = move |written: &Written| runtime.block_on(last.given(written));
-        self.with(&self.inner.writer, move |connection| write::run(connection, &resource, &write, ask)).await
+        self.with_for(waiters, &self.inner.writer, move |connection| write::run(connection, &resource, &write, ask))
+            .await
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

@@ -186,6 +186,13 @@ impl ClusterCache {
         self.cluster.has_homeless() || self.view().caches.iter().any(RedisCache::owes)
     }
 
+    /// Whether the tier in this process holds an entry of this key.
+    #[must_use]
+    pub fn in_process(&self, key: &str) -> bool {
+        let view = self.view();
+        view.topology.owner(key).is_some_and(|owner| view.caches[owner].in_process(key))
+    }
+
     /// The number of open connections.
     #[must_use]
     pub fn connections(&self) -> usize {
@@ -330,10 +337,10 @@ impl Cache for ClusterCache {
         split.merge(answers, || Lookup::Absent)
     }
 
-    async fn lease(&self, places: &[Place<'_>], lock: Duration, early: Duration) -> Result<Vec<Lease>, CacheError> {
+    async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
         let view = self.ready().await;
         let split = Split::new(&view, places.iter().copied(), |place| place.key);
-        let answers = split.ask(&view, |cache, some| cache.lease(some, lock, early)).await;
+        let answers = split.ask(&view, |cache, some| cache.lease(some, lock)).await;
         split.merge(answers, || Lease::Past)
     }
 
