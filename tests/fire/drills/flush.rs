@@ -88,7 +88,9 @@ pub async fn run(plot: Option<&str>) -> Report {
     report.seen("rows read per second at the end / peak", format!("{:.2} × ({rate:.0}/s)", ratio(rate, peak)));
     let p99 = |window: crate::load::Window| window.percentile(99.0, &[How::Hit]);
     let (calm_p99, after_p99) = (p99(seen.between(calm, flushed)), p99(whole.clone()));
-    report.seen("p99 of hits, after / calm", format!("{:.2} × ({calm_p99:.1} ms calm)", ratio(after_p99, calm_p99)));
+    let last = p99(seen.between(flushed + AFTER * 3 / 4, end));
+    let text = format!("{:.2} ×, {:.2} × ({calm_p99:.1} ms calm)", ratio(after_p99, calm_p99), ratio(last, calm_p99));
+    report.seen("p99 of hits / calm: since the flush, and in the last quarter", text);
     report.seen("longest answer with a row", format!("{:.0} ms", whole.percentile(100.0, &SERVED)));
 
     let rates = looks.rates(calm, end, STEP);

@@ -12,28 +12,32 @@ const TTL: Duration = Duration::from_secs(1);
 const TIME: Duration = Duration::from_secs(12);
 /// What the statement takes.
 const LOAD: Duration = Duration::from_millis(50);
-/// Readers per second; the first that this machine keeps up with counts.
+/// Readers per second; the first with which this machine keeps up counts.
 const RATES: [f64; 8] = [20_000.0, 16_000.0, 12_000.0, 9_000.0, 6_000.0, 4_000.0, 2_000.0, 1_000.0];
 
 pub async fn run() -> Report {
     let fleet = Fleet::start(Kit { thing: "ttl: 1s, ttl_jitter: 0", ..Kit::default() }).await;
     fleet.pace(LOAD).await;
     fleet.cached().await;
-    let load =
-        |rate| Load { targets: fleet.targets(), path: "/api/thing/", keys: Arc::new(|_| 1), rate, connections: 96 };
-    let mut rate = 0.0;
-    for candidate in RATES {
-        rate = candidate;
+    fleet.apps[0].get("/api/steady/1").await.expect(200);
+    let load = |path, rate| Load { targets: fleet.targets(), path, keys: Arc::new(|_| 1), rate, connections: 96 };
+    // The same on a key that stays fresh: what this machine can do at all.
+    let mut chosen = None;
+    for rate in RATES {
         let began = Instant::now();
-        let seen = load(rate).run(Duration::from_secs(3)).await;
-        let steady = seen.between(began + Duration::from_secs(1), began + Duration::from_millis(2900));
-        // Half of all readers may have met a machine that was busy elsewhere, but not a queue that only grows.
-        if enough(steady.asked(), rate, 1.9) && steady.percentile(50.0, &[How::Hit]) < 5.0 {
+        let seen = load("/api/steady/", rate).run(Duration::from_secs(5)).await;
+        let steady = seen.between(began + Duration::from_secs(1), began + Duration::from_millis(4900));
+        // It may be busy elsewhere for a moment, but no queue may only grow.
+        let kept_up = enough(steady.asked(), rate, 3.9) && steady.percentile(50.0, &[How::Hit]) < 5.0;
+        chosen = Some((rate, steady));
+        if kept_up {
             break;
         }
     }
+    let (rate, steady) = chosen.expect("one was tried");
+    fleet.cached().await;
     let watch = fleet.watch().await;
-    let going = load(rate).start();
+    let going = load("/api/thing/", rate).start();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (from, before, said) = (Instant::now(), fleet.evaluations().await, fleet.statements().await);
     tokio::time::sleep(TIME).await;
@@ -52,7 +56,6 @@ pub async fn run() -> Report {
     let asked = seen.asked();
     report.seen("reads, and per second", format!("{asked}, {:.0}", seconds(asked, to - from)));
     let all = [How::Hit, How::Stale, How::Miss, How::Bypass];
-    report.seen("p50, p99", format!("{:.2} ms, {:.2} ms", seen.percentile(50.0, &all), seen.percentile(99.0, &all)));
     let failed = asked - seen.served();
     report.must("reads that failed", failed, "0", failed == 0);
     let waited = seen.count(How::Miss) + seen.count(How::Bypass);
@@ -65,15 +68,20 @@ pub async fn run() -> Report {
     // A refresh ahead of the TTL makes the TTL that much shorter, but not by more than a half.
     report.must("queries of the fleet per TTL", counted, "at most 2", per_ttl <= 2.0);
     report.must("queries at one time", active, "1 at most", active <= 1);
-    let longest = seen.percentile(100.0, &all);
-    let against = ratio(longest, LOAD.as_secs_f64() * 1000.0);
-    report.timing(
-        "p99.9 / the load",
-        format!("{:.2} ×", seen.percentile(99.9, &all) / 50.0),
-        "below 1",
-        seen.percentile(99.9, &all) < 50.0,
-    );
-    report.seen("longest / the load", format!("{against:.2} × ({longest:.1} ms)"));
+    for percent in [50.0, 99.0, 99.9, 100.0] {
+        let (one, other) = (seen.percentile(percent, &all), steady.percentile(percent, &all));
+        let text = format!("{:.2} × ({one:.2} ms against {other:.2} ms)", ratio(one, other));
+        if percent > 99.5 {
+            report.seen(format!("p{percent} / on a key that stays fresh"), text);
+        } else {
+            report.timing(
+                format!("p{percent} / on a key that stays fresh"),
+                text,
+                "3 at most",
+                ratio(one, other) <= 3.0,
+            );
+        }
+    }
     report
 }
 
