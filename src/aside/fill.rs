@@ -10,7 +10,7 @@ use super::answer::{Forward, Source};
 use super::flight::{Landed, Landing, Pilot};
 use super::{Core, LOCK};
 use crate::cache::entry::{self, Entry};
-use crate::cache::{Cache, Fill, Filled, Lease, Lookup, Place, Ticket};
+use crate::cache::{Cache, CacheError, Fill, Filled, Lease, Lookup, Place, Ticket};
 use crate::catalog::{Key, Target, What};
 use crate::shield::{self, ATTEMPTS};
 use crate::store::{Load, Row, StoreError, Waiters};
@@ -135,10 +135,16 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             }
             let covers: Vec<u32> = waiting.iter().map(|(led, _)| led.pilot.advance()).collect();
             let places: Vec<Place<'_>> = waiting.iter().map(|(led, _)| led.target.place()).collect();
-            let Ok(lookups) = self.core.asked("get_many", self.core.cache.read_many(&places)).await else {
-                let past = |(led, stale): (Led, Option<Stale>)| Job { stale, ..led.unstored(Forward::Bypass) };
-                self.load(waiting.into_iter().map(past).collect()).await;
-                return;
+            let lookups = match self.core.asked("get_many", self.core.cache.read_many(&places)).await {
+                Ok(lookups) => lookups,
+                // On a busy machine a reply may be late: whoever fills is at it still. Where none comes at all, there is no
+                // connection soon.
+                Err(CacheError::TimedOut) => continue,
+                Err(_) => {
+                    let past = |(led, stale): (Led, Option<Stale>)| Job { stale, ..led.unstored(Forward::Bypass) };
+                    self.load(waiting.into_iter().map(past).collect()).await;
+                    return;
+                }
             };
             let mut again = Vec::new();
             let mut still = Vec::new();

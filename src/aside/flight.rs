@@ -7,7 +7,7 @@
 //! Those who came later start again; there is never more than one flight and one set of waiters for the next.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,12 +23,19 @@ const SHARDS: usize = 64;
 /// The flights of a process.
 #[derive(Debug)]
 pub(super) struct Flights {
-    shards: Arc<[Mutex<HashMap<String, Flight>>; SHARDS]>,
+    shards: Arc<Shards>,
+}
+
+#[derive(Debug)]
+struct Shards {
+    /// Open flights: hits look no further where there are none.
+    open: AtomicUsize,
+    all: [Mutex<HashMap<String, Flight>>; SHARDS],
 }
 
 impl Default for Flights {
     fn default() -> Self {
-        Self { shards: Arc::new(std::array::from_fn(|_| Mutex::default())) }
+        Self { shards: Arc::new(Shards { open: AtomicUsize::new(0), all: std::array::from_fn(|_| Mutex::default()) }) }
     }
 }
 
@@ -37,6 +44,12 @@ struct Flight {
     step: Arc<AtomicU32>,
     /// Only passengers hold the other end: so it is known when all of them have left.
     landing: watch::Sender<Option<Landing>>,
+}
+
+impl Flight {
+    fn board(&self) -> Passenger {
+        Passenger { step: self.step.load(Ordering::SeqCst), landing: self.landing.subscribe() }
+    }
 }
 
 /// What a flight brought.
@@ -103,17 +116,26 @@ pub(super) struct Pilot {
     key: String,
     step: Arc<AtomicU32>,
     landing: watch::Sender<Option<Landing>>,
-    shards: Arc<[Mutex<HashMap<String, Flight>>; SHARDS]>,
+    shards: Arc<Shards>,
 }
 
 impl Flights {
+    /// Joins the key's flight, if there is one.
+    pub(super) fn board_if_open(&self, key: &str) -> Option<Passenger> {
+        // Whoever misses one that has just been opened finds it later.
+        if self.shards.open.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        shard(&self.shards, key).get(key).map(Flight::board)
+    }
+
     /// Joins the key's flight, or opens one.
     pub(super) fn board(&self, key: &str) -> Boarded {
         let mut shard = shard(&self.shards, key);
         if let Some(flight) = shard.get(key) {
-            let step = flight.step.load(Ordering::SeqCst);
-            return Boarded::Passenger(Passenger { step, landing: flight.landing.subscribe() });
+            return Boarded::Passenger(flight.board());
         }
+        self.shards.open.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = watch::channel(None);
         let step = Arc::new(AtomicU32::new(0));
         shard.insert(key.to_owned(), Flight { step: Arc::clone(&step), landing: sender.clone() });
@@ -150,6 +172,7 @@ impl Pilot {
         // After a landing, the key may belong to the next flight already.
         if shard.get(&self.key).is_some_and(|flight| Arc::ptr_eq(&flight.step, &self.step)) {
             shard.remove(&self.key);
+            self.shards.open.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -160,10 +183,7 @@ impl Drop for Pilot {
     }
 }
 
-fn shard<'a>(
-    shards: &'a [Mutex<HashMap<String, Flight>>; SHARDS],
-    key: &str,
-) -> MutexGuard<'a, HashMap<String, Flight>> {
+fn shard<'a>(shards: &'a Shards, key: &str) -> MutexGuard<'a, HashMap<String, Flight>> {
     let index = usize::try_from(xxh3_64(key.as_bytes()) % SHARDS as u64).unwrap_or(0);
-    shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    shards.all[index].lock().unwrap_or_else(PoisonError::into_inner)
 }

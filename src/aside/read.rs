@@ -51,27 +51,30 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let mut late = false;
         loop {
             let looked = Instant::now();
+            // What is being loaded here is not in the cache: ten thousand who ask for it at once ask the flight, not the cache.
+            let boarded = (path == Path::Lookup && !late && !ask.only_if_cached)
+                .then(|| self.core.flights.board_if_open(target.entry()));
             // A refresh looks again only if it was too late for somebody else's load: what it then finds was loaded
             // after its own invalidation.
-            if matches!(path, Path::Lookup | Path::Again) {
-                match self.core.asked("get", self.cache.read(self.core.place(target, looked))).await {
-                    Ok(Lookup::Fresh(entry)) => {
-                        self.core.audit_hit(target);
-                        if !ask.only_if_cached && refresh::due(target, &entry) {
-                            self.core.refresh_ahead(&[(target, &entry)]);
-                        }
-                        let status = Status::hit(looked.elapsed());
-                        return Ok(Answer { entry, status });
+            let boarded = boarded.flatten();
+            if boarded.is_none() && matches!(path, Path::Lookup | Path::Again) {
+                // Whether the cache can be used the lease finds out: that a reply came too late for one reader, on a busy
+                // machine, is no reason to go past it.
+                let found = self.core.asked("get", self.cache.read(self.core.place(target, looked))).await;
+                if let Ok(Lookup::Fresh(entry)) = found {
+                    self.core.audit_hit(target);
+                    if !ask.only_if_cached && refresh::due(target, &entry) {
+                        self.core.refresh_ahead(&[(target, &entry)]);
                     }
-                    Ok(_) => {}
-                    Err(_) => path = Path::Bypass,
+                    let status = Status::hit(looked.elapsed());
+                    return Ok(Answer { entry, status });
                 }
             }
             if ask.only_if_cached {
                 return Err(ReadError::NotCached);
             }
             let cache = looked.elapsed();
-            let (led, passenger) = self.core.board(target);
+            let (led, passenger) = boarded.map_or_else(|| self.core.board(target), |passenger| (None, passenger));
             let leads = led.is_some();
             if let Some(led) = led {
                 self.core.fly(vec![led], path == Path::Bypass, late);
