@@ -48,6 +48,8 @@ pub struct Kit<'a> {
     pub queue: usize,
     /// What else `server:` has.
     pub server: &'a str,
+    /// What else `cache:` has.
+    pub cache: &'a str,
     /// What `thing` says of its lifetimes.
     pub thing: &'a str,
     /// The cache is somewhere where nobody answers.
@@ -62,6 +64,7 @@ impl Default for Kit<'_> {
             pool_size: 16,
             queue: 256,
             server: "drain_delay: 0s",
+            cache: "timeout: 100ms",
             thing: "ttl: 1h",
             without_cache: false,
         }
@@ -81,7 +84,7 @@ impl Fleet {
         let config = format!(
             "server: {{ listen: \"127.0.0.1:0\", {} }}\n\
              database: {{ url: \"{}\", pool_size: {}, queue: {} }}\n\
-             cache: {{ url: \"{}\" }}\n\
+             cache: {{ url: \"{}\", {} }}\n\
              access: {{ admin: public, refresh: public }}\n\
              resources: {{ thing: {{ key: id, {} }}, steady: {{ table: thing, key: id, ttl: 1h }} }}\n",
             kit.server,
@@ -89,6 +92,7 @@ impl Fleet {
             kit.pool_size,
             kit.queue,
             redis.url(),
+            kit.cache,
             kit.thing
         );
         migrate(&config);

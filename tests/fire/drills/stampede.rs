@@ -32,18 +32,20 @@ pub async fn run() -> Vec<Report> {
     let readers = READERS.min(open_files().saturating_sub(1000));
     // Whatever leaves a replica behind comes last.
     let faults = [Fault::None, Fault::Terminated, Fault::Hung, Fault::Killed];
-    vec![herds(readers, &faults, true).await]
+    vec![herds(readers, &faults, Kit::default(), true).await]
 }
 
 /// Small enough for every test run.
 pub async fn small() -> Report {
-    herds(300, &[Fault::None, Fault::Killed], false).await
+    // It is not about slow caches.
+    let kit = Kit { cache: "timeout: 5s", ..Kit::default() };
+    herds(300, &[Fault::None, Fault::Killed], kit, false).await
 }
 
-async fn herds(readers: usize, faults: &[Fault], timed: bool) -> Report {
+async fn herds(readers: usize, faults: &[Fault], kit: Kit<'_>, timed: bool) -> Report {
     let title = format!("stampede: {readers} readers of one cold key at three replicas, SQL {} ms", LOAD.as_millis());
     let mut report = Report::new(title, timed);
-    let fleet = Fleet::start(Kit::default()).await;
+    let fleet = Fleet::start(kit).await;
     // Everything but the key is warm.
     fleet.warm(1).await;
     fleet.cached().await;
