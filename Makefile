@@ -1,5 +1,5 @@
 # The recipes that people and continuous integration share.
-.PHONY: demo test lint manifests rehearse image servers bench drill walkthrough hot
+.PHONY: demo test lint manifests rehearse image servers bench drill drill-fire walkthrough hot
 
 demo: ## Serve the demo: no configuration, no servers
 	cargo run --release
@@ -39,6 +39,14 @@ servers: ## PostgreSQL, MariaDB, Redis and Memcached from Debian's packages, whe
 
 drill: servers ## Every fault in turn against three replicas, for ten minutes: prints how old each read was
 	cargo test --locked --release --test drill -- --seconds 15 --mode $(or $(MODE),outbox) --cache $(or $(CACHE),redis) --standby $(or $(STANDBY),no)
+
+FIRES := stampede hot cache-killed flush slow-database idle roll
+drill-fire: servers ## Herds, a dead cache, a slow database under load, one after the other: prints who had to wait, as ratios
+	ulimit -n $$(ulimit -Hn) && cargo test --locked --release --test fire -- --drill all
+
+.PHONY: $(FIRES:%=drill-%)
+$(FIRES:%=drill-%): drill-%: servers ## One of them; PLOT=FILE for where drill-flush draws
+	ulimit -n $$(ulimit -Hn) && cargo test --locked --release --test fire -- --drill $* $(if $(PLOT),--plot $(PLOT))
 
 bench: servers ## What lanes save against checking a connection out for every read
 	cargo bench --locked --bench lanes

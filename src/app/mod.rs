@@ -2,6 +2,7 @@
 
 #[cfg(feature = "store")]
 mod bind;
+#[cfg(feature = "server")]
 mod door;
 #[cfg(feature = "server")]
 mod filters;

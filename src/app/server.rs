@@ -58,6 +58,7 @@ impl App {
             }),
             health,
             underway: Underway::new(config.database.pool_size),
+            bodies: http::room(server.max_body),
         };
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let door = Door::new(server, config.database.pool_size, workers);

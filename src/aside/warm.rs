@@ -4,7 +4,7 @@
 //! It stays behind readers: a share of the database's connections, and nothing while a reader waits for one. What it reads
 //! is not counted among requests; it would make a miss of every row.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,7 +30,7 @@ const BEGUN: usize = 16;
 /// The most that one batch may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A batch is tried so often, with pauses of this long and twice as long each time.
-const TRIES: u32 = 5;
+const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Between two looks whether readers still wait for a connection.
 const YIELD: Duration = Duration::from_millis(5);
@@ -262,15 +262,18 @@ enum Done {
     Filled,
     Present,
     Absent,
-    /// It was read and is not in the cache: perhaps the next time.
-    Refused,
+    /// It is not in the cache, for this reason: perhaps the next time.
+    Again(&'static str),
     Failed(&'static str),
 }
+
+/// Read, but not kept.
+const UNSTORED: &str = "read but not stored: changed at the time, or spelled otherwise in the database";
 
 impl<C: Cache + Clone + 'static, S: Store + 'static> Warmer<C, S> {
     /// Warms a batch, trying again what may be only a matter of time. An error: there is no use in going on.
     async fn batch(&self, targets: Vec<Target>) -> Result<(), StoreError> {
-        let mut left = targets;
+        let (mut left, mut why) = (targets, Vec::new());
         for pause in pauses() {
             let read = {
                 let _permit = turn(&self.aside.core.store, &self.share).await;
@@ -278,14 +281,9 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Warmer<C, S> {
             };
             match (read, pause) {
                 (Ok(done), _) => {
-                    let mut refused = HashSet::new();
-                    for (index, done) in done.into_iter().enumerate() {
-                        if !self.count(&left[index], &done) {
-                            refused.insert(index);
-                        }
-                    }
-                    let mut index = 0..;
-                    left.retain(|_| index.next().is_some_and(|index| refused.contains(&index)));
+                    let counted = left.into_iter().zip(done);
+                    let again = counted.filter_map(|(target, done)| Some((self.count(&target, &done)?, target)));
+                    (why, left) = again.unzip();
                 }
                 (Err(error), Some(_)) if error.is_outage() => {
                     tracing::debug!(%error, "a batch is warmed again");
@@ -297,11 +295,8 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Warmer<C, S> {
                 _ => break,
             }
         }
-        for target in &left {
-            self.count(
-                target,
-                &Done::Failed("read but not stored: changed at the time, or spelled otherwise in the database"),
-            );
+        for (target, why) in left.iter().zip(why) {
+            self.count(target, &Done::Failed(why));
         }
         Ok(())
     }
@@ -316,7 +311,7 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Warmer<C, S> {
                 let mut done = Vec::with_capacity(targets.len());
                 for target in targets {
                     done.push(match self.aside.answer_many(std::slice::from_ref(target), ask()).await {
-                        Ok(answers) => answers.first().map_or(Done::Refused, judge),
+                        Ok(answers) => answers.first().map_or(Done::Again(UNSTORED), judge),
                         Err(ReadError::Store(StoreError::BadValue(_))) => {
                             Done::Failed("the database can't read the key as one of the column's type")
                         }
@@ -335,28 +330,28 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Warmer<C, S> {
             _ if entry.negative => Done::Absent,
             _ if status.stored => Done::Filled,
             _ if status.source == Source::Cache => Done::Present,
-            Some(Forward::Bypass) => Done::Failed("the cache can't be used"),
+            Some(Forward::Bypass) => Done::Again("the cache can't be used"),
             _ if entry.payload.len() > self.aside.core.limits.max_entry => Done::Failed("larger than cache.max_entry"),
-            _ => Done::Refused,
+            _ => Done::Again(UNSTORED),
         }
     }
 
-    /// Counts a key; false: it is to be tried again.
-    fn count(&self, target: &Target, done: &Done) -> bool {
+    /// Counts a key, unless it is to be tried again; why.
+    fn count(&self, target: &Target, done: &Done) -> Option<&'static str> {
         let (counter, outcome) = match done {
             Done::Filled => (&self.tally.filled, "filled"),
             Done::Present => (&self.tally.present, "present"),
             Done::Absent => (&self.tally.absent, "absent"),
-            Done::Refused => return false,
+            Done::Again(why) => return Some(why),
             Done::Failed(why) => {
                 self.tally.failed(why);
                 self.aside.core.metrics.warmed(&target.resource().name, "failed");
-                return true;
+                return None;
             }
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.aside.core.metrics.warmed(&target.resource().name, outcome);
-        true
+        None
     }
 }
 

@@ -1,15 +1,33 @@
 //! Bodies: bounded in size and time, and JSON. With a body comes the deadline of its request, which began before the first
-//! byte of it: what is done with the body must end by then too.
+//! byte of it: what is done with the body must end by then too. All bodies that are being read share one budget of memory.
+
+use std::sync::Arc;
 
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{HttpRequest, web};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use super::front::Front;
 use super::problem::Problem;
 use crate::store::Body;
+
+/// What all bodies that are being read may hold together, in bytes; more where few of the largest would not fit. Without it
+/// clients that send slowly could have `server.max_connections` bodies here at once.
+const AT_ONCE: usize = 64 << 20;
+/// Of the largest bodies there is room for so many.
+const LARGEST: usize = 4;
+/// What is counted, in bytes.
+const UNIT: usize = 1024;
+
+/// The memory for bodies.
+#[must_use]
+pub fn room(max_body: usize) -> Arc<Semaphore> {
+    let units = AT_ONCE.max(max_body.saturating_mul(LARGEST)) / UNIT;
+    Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)))
+}
 
 /// Reads a row. `merge` also takes RFC 7396's own media type.
 pub(super) async fn row(
@@ -19,7 +37,7 @@ pub(super) async fn row(
     merge: bool,
 ) -> Result<(Body, Instant), Problem> {
     let deadline = Instant::now() + front.settings.request_timeout;
-    let bytes = bytes(front, request, payload, merge, deadline).await?;
+    let (bytes, _room) = bytes(front, request, payload, merge, deadline).await?;
     let row = serde_json::from_slice(&bytes);
     let row = row.map_err(|error| Problem::bad_request(format!("the body is no JSON row: {error}")))?;
     Ok((row, deadline))
@@ -32,7 +50,7 @@ pub(super) async fn json<T: DeserializeOwned>(
     payload: web::Payload,
 ) -> Result<(T, Instant), Problem> {
     let deadline = Instant::now() + front.settings.request_timeout;
-    let bytes = bytes(front, request, payload, false, deadline).await?;
+    let (bytes, _room) = bytes(front, request, payload, false, deadline).await?;
     let json = &mut serde_json::Deserializer::from_slice(&bytes);
     let asked = serde_path_to_error::deserialize(&mut *json).map_err(|error| match error.path().to_string() {
         whole if whole == "." => error.into_inner().to_string(),
@@ -44,31 +62,47 @@ pub(super) async fn json<T: DeserializeOwned>(
     Ok((asked, deadline))
 }
 
-async fn bytes(
-    front: &Front,
+/// The bytes, and the room that they take.
+async fn bytes<'a>(
+    front: &'a Front,
     request: &HttpRequest,
     payload: web::Payload,
     merge: bool,
     deadline: Instant,
-) -> Result<Vec<u8>, Problem> {
+) -> Result<(Vec<u8>, Option<SemaphorePermit<'a>>), Problem> {
     let declared = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = declared.split(';').next().unwrap_or_default().trim();
     let is = |expected: &str| media_type.eq_ignore_ascii_case(expected);
     if !(is("application/json") || merge && is("application/merge-patch+json")) {
         return Err(Problem::media_type("application/json"));
     }
-    let read = timeout_at(deadline, read(payload, front.settings.max_body));
+    let read = timeout_at(deadline, read(payload, front.settings.max_body, &front.bodies));
     read.await.map_err(|_| Problem::slow_body())?
 }
 
-async fn read(mut payload: web::Payload, max: usize) -> Result<Vec<u8>, Problem> {
+async fn read(
+    mut payload: web::Payload,
+    max: usize,
+    bodies: &Semaphore,
+) -> Result<(Vec<u8>, Option<SemaphorePermit<'_>>), Problem> {
     let mut bytes = Vec::new();
+    let mut room: Option<SemaphorePermit<'_>> = None;
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|_| Problem::bad_request("the body could not be read"))?;
         if bytes.len() + chunk.len() > max {
             return Err(Problem::too_large(max));
         }
+        let has = room.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let lacks = (bytes.len() + chunk.len()).div_ceil(UNIT).saturating_sub(has);
+        if lacks > 0 {
+            let full = || Problem::unavailable("too many bodies are being read; try again");
+            let more = bodies.try_acquire_many(u32::try_from(lacks).unwrap_or(u32::MAX)).map_err(|_| full())?;
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
+            }
+        }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes)
+    Ok((bytes, room))
 }

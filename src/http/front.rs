@@ -8,6 +8,7 @@ use actix_web::http::Method;
 use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse};
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 
 use super::access::Gate;
 use super::problem::Problem;
@@ -52,6 +53,8 @@ pub struct Front {
     pub health: Arc<Health>,
     /// What is being warmed.
     pub underway: Underway,
+    /// The memory for bodies that are being read.
+    pub bodies: Arc<Semaphore>,
 }
 
 impl Front {

@@ -20,6 +20,7 @@ mod write;
 use actix_web::web;
 
 pub use access::Gate;
+pub use body::room;
 pub use front::{Front, Settings};
 pub use warm::Underway;
 

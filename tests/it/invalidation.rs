@@ -429,6 +429,7 @@ pub async fn marked_hits(cache: &str) {
     }
     assert!(marked);
     postgres.start_again().await;
+    app.until("ready", async |app| app.get("/readyz").await.status == 200).await;
     database.client().await.batch_execute("UPDATE item SET v = 1 WHERE id = 1").await.expect("it is sound");
     seen(&[&app], "/api/item/1", r#""v":1"#).await;
     warm(&[&app], &["/api/item/1"]).await;

@@ -79,9 +79,8 @@ fn lasting(byte: u8) -> Fill {
     }
 }
 
-/// Runs a case on both sides, and compares every answer.
-async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCaseError> {
-    let place = Place {
+fn place(key: &str) -> Place<'_> {
+    Place {
         key,
         resource: "fruit",
         shape: 1,
@@ -90,7 +89,12 @@ async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCa
         filtered: false,
         refreshes: 0,
         strict: false,
-    };
+    }
+}
+
+/// Runs a case on both sides, and compares every answer.
+async fn compare(cache: &AnyCache, key: &str, steps: &[Do]) -> Result<(), TestCaseError> {
+    let place = place(key);
     let writers = [Fence::new().expect("randomness"), Fence::new().expect("randomness")];
     let mut tickets: Vec<Ticket> = Vec::new();
     let mut model: Entry<u8> = Entry::Absent;

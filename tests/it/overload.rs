@@ -249,6 +249,31 @@ async fn a_head_without_end_is_refused() {
     app.get("/api/item/1").await.expect(200);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_are_read_at_once_have_a_bound_together() {
+    let world = World::new(GATED).await;
+    let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 20s }\n";
+    let app = App::start(&(world.config("resources: { item: { write: [update] } }\n") + server)).await;
+    let head = format!(
+        "PATCH /api/item/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        1 << 20
+    );
+    let part = vec![b' '; 900 << 10];
+    let mut bodies = Vec::new();
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(address(&app)).await.expect("it listens");
+        stream.write_all(head.as_bytes()).await.expect("it is open");
+        // Whoever is refused is not read to the end.
+        let _ = stream.write_all(&part).await;
+        bodies.push(stream);
+    }
+    let refused = r#"http_requests_total{method="PATCH",route="/api/{resource}/{key}",status="503"}"#;
+    // There is room for 72 of them.
+    app.until("refused", async |app| app.metric(refused).await >= 128).await;
+    drop(bodies);
+    app.until("room again", async |app| app.patch("/api/item/1", r#"{"v":1}"#).await.status == 200).await;
+}
+
 #[tokio::test]
 async fn a_body_that_drips_is_refused_and_its_connection_closed() {
     let world = World::new(GATED).await;

@@ -165,6 +165,7 @@ async fn a_replica_that_is_killed_or_hangs_costs_no_answer_and_is_used_again() {
     pair.primary.kill().await;
     app.get("/api/item/77").await.expect(503);
     pair.primary.start_again().await;
+    app.until("asking the primary", async |app| app.get("/api/item/78").await.status == 200).await;
     in_use(&app).await;
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use crate::app::{App, World};
 
@@ -41,7 +40,7 @@ async fn sigterm_under_load_fails_no_request() {
             })
         })
         .collect();
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    app.until("busy", async |app| seen(app).await > 100).await;
     app.signal("TERM");
     app.until("unready", async |app| app.get("/readyz").await.status == 503).await;
     draining.store(true, Ordering::SeqCst);

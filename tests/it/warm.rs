@@ -191,13 +191,17 @@ async fn a_service_warms_itself_and_tells_how_it_goes() {
     let lines = warmed(&app, "item", r#"{"all":true,"rate":2000}"#).await;
     let (first, last) = (&lines[0], &lines[lines.len() - 1]);
     assert!(lines.len() >= 2 && first["done"] == false && last["done"] == true, "{lines:?}");
-    assert_eq!((&last["filled"], &last["present"]), (&2497.into(), &3.into()), "{last}");
+    // A fill that was not answered in time is found to be there when it is tried again.
+    let (filled, present) = (last["filled"].as_u64().unwrap_or(0), last["present"].as_u64().unwrap_or(0));
+    assert!(filled + present == 2500 && present >= 3 && last["failed"] == 0, "{last}");
     app.until("warm", async |app| cached(app, (1..=2500).step_by(83).map(|id| format!("/api/item/{id}"))).await == 31)
         .await;
     // A warm is no request: the ratio is that of readers.
     let text = app.get("/metrics").await.text;
     assert!(text.contains(r#"cache_aside_requests_total{resource="item",result="miss",tier="database"} 0"#), "{text}");
-    assert!(text.contains(r#"cache_aside_warmed_keys_total{outcome="filled",resource="item"} 2501"#), "{text}");
+    // With the four of the first wish.
+    let counted = format!("cache_aside_warmed_keys_total{{outcome=\"filled\",resource=\"item\"}} {}", filled + 4);
+    assert!(text.contains(&counted), "{counted}: {text}");
     let none = warmed(&app, "item", r#"{"keys":[]}"#).await;
     assert_eq!(none.last().expect("there is one")["done"], true);
 }

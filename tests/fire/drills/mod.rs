@@ -1,0 +1,9 @@
+//! One file per drill.
+
+pub mod cache_killed;
+pub mod flush;
+pub mod hot;
+pub mod idle;
+pub mod roll;
+pub mod slow_database;
+pub mod stampede;
