@@ -168,7 +168,7 @@ async fn main() {
     let packing = "cache: { timeout: 1s, compress_above: 16KiB }\n";
     let list = "/api/item?team_id=1";
     let configs = [format!("{cache}{plain}"), format!("{packing}{plain}")];
-    compare("a list of 35 KB, `compress_above: 16KiB`", list, configs, ["shared"; 2]).await;
+    compare("a list of 31 KB, `compress_above: 16KiB`", list, configs, ["shared"; 2]).await;
     let configs = [format!("{cache}{hot}"), format!("{packing}{hot}")];
     compare("the same list, hot in both", list, configs, ["local"; 2]).await;
 }
