@@ -23,6 +23,8 @@ const LATER: Duration = Duration::from_mins(10);
 const PAGE: usize = 1_000;
 /// The first attempt is made for so many keys, each next one for four times as many.
 const FIRST: u64 = 1 << 14;
+/// The most that a page waits for readers: random keys in a flood are what a filter is for.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// Between two looks whether readers still wait for a connection.
 const YIELD: Duration = Duration::from_millis(5);
 
@@ -123,7 +125,8 @@ async fn build(served: &Served, cache: &RedisCache, resource: &Arc<Resource>, ca
     let mut keys = Keys::new(PAGE);
     let mut count = 0;
     loop {
-        while store.is_pressed() {
+        let asked = Instant::now();
+        while store.is_pressed() && asked.elapsed() < PATIENCE {
             tokio::time::sleep(YIELD).await;
         }
         let started = Instant::now();

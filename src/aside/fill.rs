@@ -192,12 +192,17 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
                 Box::pin(self.load(rest)).await;
                 return;
             }
+            Err(StoreError::Abandoned) => {
+                // Nobody is on board. Whoever boards just now has come too late, and asks again.
+                for pilot in jobs.iter_mut().filter_map(|job| job.pilot.take()) {
+                    self.land(pilot, Err(StoreError::Abandoned), 0, database);
+                }
+                self.give_back(&jobs, &StoreError::Abandoned).await;
+                return;
+            }
             Err(error) => {
                 self.give_back(&jobs, &error).await;
-                // There is no landing where nobody is on board: whoever came too late to be waited for asks again.
-                if error != StoreError::Abandoned {
-                    self.failed(jobs, &error, database).await;
-                }
+                self.failed(jobs, &error, database).await;
                 return;
             }
         };
@@ -331,10 +336,16 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
 
 /// Resolves when nobody waits for any of them. What is loaded for the next reader is waited for by him.
 async fn deserted(jobs: &[Job]) {
-    for job in jobs {
-        match &job.pilot {
-            Some(pilot) => pilot.deserted().await,
-            None => std::future::pending().await,
+    loop {
+        for job in jobs {
+            match &job.pilot {
+                Some(pilot) => pilot.deserted().await,
+                None => std::future::pending().await,
+            }
+        }
+        // Somebody may have boarded one of them while the others were waited for.
+        if jobs.iter().all(|job| job.pilot.as_ref().is_some_and(Pilot::is_deserted)) {
+            return;
         }
     }
 }

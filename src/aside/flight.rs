@@ -100,7 +100,7 @@ pub(super) enum Arrived {
 }
 
 impl Passenger {
-    pub(super) async fn arrive(mut self) -> Arrived {
+    pub(super) async fn arrive(&mut self) -> Arrived {
         // The senders are dropped after one of them sent, or without having sent.
         let Ok(landing) = self.landing.wait_for(Option::is_some).await else { return Arrived::Lost };
         match landing.as_ref() {

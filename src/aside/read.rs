@@ -7,7 +7,8 @@ use tokio::time::timeout_at;
 use super::answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use super::fill::{self, Led};
 use super::flight::{Arrived, Boarded, Landing, Passenger};
-use super::{Aside, Core, refresh};
+use super::{Aside, Core, LOCK, refresh};
+use crate::cache::entry::Entry;
 use crate::cache::{Cache, CacheError, Lookup};
 use crate::catalog::Target;
 use crate::store::Load;
@@ -51,35 +52,50 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let mut late = false;
         loop {
             let looked = Instant::now();
-            // What is being loaded here is not in the cache: ten thousand who ask for it at once ask the flight, not the cache.
-            let boarded = (path == Path::Lookup && !late && !ask.only_if_cached)
-                .then(|| self.core.flights.board_if_open(target.entry()));
+            // What is being loaded here was not in the cache: ten thousand who ask for it at once ask the flight first.
+            let open = (path == Path::Lookup && !late && !ask.only_if_cached)
+                .then(|| self.core.flights.board_if_open(target.entry()))
+                .flatten();
+            let unseen = open.is_some();
             // A refresh looks again only if it was too late for somebody else's load: what it then finds was loaded
             // after its own invalidation.
-            let boarded = boarded.flatten();
-            if boarded.is_none() && matches!(path, Path::Lookup | Path::Again) {
-                // Whether the cache can be used the lease finds out: that a reply came too late for one reader, on a busy
-                // machine, is no reason to go past it.
-                let found = self.core.asked("get", self.cache.read(self.core.place(target, looked))).await;
-                if let Ok(Lookup::Fresh(entry)) = found {
-                    self.core.audit_hit(target);
-                    if !ask.only_if_cached && refresh::due(target, &entry) {
-                        self.core.refresh_ahead(&[(target, &entry)]);
-                    }
-                    let status = Status::hit(looked.elapsed());
-                    return Ok(Answer { entry, status });
+            if !unseen && matches!(path, Path::Lookup | Path::Again) {
+                match self.core.asked("get", self.cache.read(self.core.place(target, looked))).await {
+                    Ok(Lookup::Fresh(entry)) => return Ok(self.hit(target, ask, entry, looked)),
+                    // Only this reader's reply was late, on a busy machine: the cache is there, and the lease goes over
+                    // another connection.
+                    Err(CacheError::TimedOut) if self.core.cache.answered_since(target.entry(), looked) => {}
+                    Err(_) => path = Path::Bypass,
+                    Ok(_) => {}
                 }
             }
             if ask.only_if_cached {
                 return Err(ReadError::NotCached);
             }
             let cache = looked.elapsed();
-            let (led, passenger) = boarded.map_or_else(|| self.core.board(target), |passenger| (None, passenger));
+            let (led, mut passenger) = open.map_or_else(|| self.core.board(target), |passenger| (None, passenger));
             let leads = led.is_some();
             if let Some(led) = led {
                 self.core.fly(vec![led], path == Path::Bypass, late);
             }
-            match timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)? {
+            let mut arrived = None;
+            if unseen {
+                // But another process may have stored it since, and this flight may be slower, or fail.
+                let soon = ask.deadline.min(tokio::time::Instant::now() + LOCK);
+                arrived = timeout_at(soon, passenger.arrive()).await.ok();
+                if arrived.is_none() {
+                    let found = self.core.asked("get", self.cache.read(self.core.place(target, looked))).await;
+                    if let Ok(Lookup::Fresh(entry)) = found {
+                        return Ok(self.hit(target, ask, entry, looked));
+                    }
+                }
+            }
+            let arrived = match arrived {
+                Some(arrived) => arrived,
+                None => timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)?,
+            };
+            match arrived {
+                Arrived::Covered(landing) if unseen && landing.result.is_err() => late = true,
                 Arrived::Covered(landing) => return self.core.arrived(target, path, landing, leads, cache),
                 Arrived::TooEarly => {
                     path = path.again();
@@ -93,6 +109,15 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                 }
             }
         }
+    }
+
+    /// The answer of an entry that is fresh.
+    fn hit(&self, target: &Target, ask: Ask, entry: Entry, looked: Instant) -> Answer {
+        self.core.audit_hit(target);
+        if !ask.only_if_cached && refresh::due(target, &entry) {
+            self.core.refresh_ahead(&[(target, &entry)]);
+        }
+        Answer { entry, status: Status::hit(looked.elapsed()) }
     }
 
     /// Drops entries of one resource, except what writers hold.

@@ -9,7 +9,7 @@ use super::answer::{Answer, Ask, ReadError, Status};
 use super::flight::Arrived;
 use super::read::{LOST, Path};
 use super::{Aside, refresh};
-use crate::cache::{Cache, Lookup, Place};
+use crate::cache::{Cache, CacheError, Lookup, Place};
 use crate::catalog::Target;
 use crate::store::Load;
 use crate::telemetry::Outcome;
@@ -54,7 +54,12 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             .collect();
         let mut answers: Vec<Option<Answer>> = vec![None; distinct.len()];
         let mut open: Vec<usize> = (0..distinct.len()).collect();
-        let mut path = if ask.refresh { self.all_invalidated(&distinct).await } else { Path::Lookup };
+        let mut path = match distinct.first() {
+            // They are of one resource.
+            Some(first) if !first.cacheable() => Path::Bypass,
+            _ if ask.refresh => self.all_invalidated(&distinct).await,
+            _ => Path::Lookup,
+        };
         let mut lost = 0;
         for round in 0.. {
             let looked = Instant::now();
@@ -78,6 +83,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                         }
                         open.retain(|index| answers[*index].is_none());
                     }
+                    // As for a single read: late on its way, and not away.
+                    Err(CacheError::TimedOut) if self.core.cache.answered_since(distinct[open[0]].entry(), looked) => {}
                     Err(_) => path = Path::Bypass,
                 }
             }
@@ -98,7 +105,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             if !led.is_empty() {
                 self.core.fly(led, path == Path::Bypass, round > 0);
             }
-            for (index, leads, passenger) in passengers {
+            for (index, leads, mut passenger) in passengers {
                 let arrived = timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)?;
                 match arrived {
                     Arrived::Covered(landing) => {

@@ -27,6 +27,8 @@ enum Turn {
     Absent,
     Panic,
     Down,
+    /// A minute, and then the value.
+    Hang,
 }
 
 #[derive(Clone, Default)]
@@ -47,9 +49,10 @@ impl Load for Script {
         self.loads.fetch_add(1, Ordering::SeqCst);
         let value = self.value.load(Ordering::SeqCst);
         let turn = self.turns.lock().unwrap().pop().unwrap_or(Turn::Value);
-        sleep(Duration::from_secs(1)).await;
+        let takes = if let Turn::Hang = turn { 60 } else { 1 };
+        sleep(Duration::from_secs(takes)).await;
         match turn {
-            Turn::Value => {
+            Turn::Value | Turn::Hang => {
                 let json = Bytes::from(value.to_string());
                 Ok(Batch { rows: vec![Some(Row { json, spelled_as_asked: true }); keys.len()], origin: 0 })
             }
@@ -158,6 +161,12 @@ impl Heart {
         let metrics = Arc::new(Metrics::new().expect("names are unique"));
         let aside = Aside::new(MemoryCache::new(1 << 20, 1 << 10, None), script.clone(), limits, metrics);
         Self { aside, script, resource: Arc::new(resource) }
+    }
+
+    /// The same cache before a store that answers.
+    fn another_process(&self) -> Aside<MemoryCache, Script> {
+        let (cache, metrics) = (self.aside.cache().clone(), Arc::clone(self.aside.metrics()));
+        Aside::new(cache, Script::default(), self.aside.core.limits, metrics)
     }
 
     fn target(&self, id: u32) -> Target {
@@ -330,6 +339,34 @@ async fn a_refresh_that_fails_is_not_tried_at_once_and_the_entry_stays_a_hit() {
     refreshed(&heart).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(heart.read(1).await.expect("it is answered").status.source, Source::Cache);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_joins_a_load_without_a_look_still_finds_what_another_process_stored() {
+    let heart = Heart::new(1 << 10);
+    let other = heart.another_process();
+    heart.then(&[Turn::Hang]);
+    let wedged = heart.begin(1).await;
+    heart.aside.drop_entry(&heart.target(1)).await.expect("it is dropped");
+    other.read(&heart.target(1), ask()).await.expect("it is answered");
+    let began = Instant::now();
+    let joined = heart.read(1).await.expect("it is answered");
+    assert_eq!((joined.status.source, joined.status.forward), (Source::Cache, None));
+    assert!(began.elapsed() < Duration::from_secs(1), "no longer than a lock");
+    wedged.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_joins_a_load_that_fails_looks_before_he_fails_too() {
+    let heart = Heart::new(1 << 10);
+    let other = heart.another_process();
+    heart.then(&[Turn::Down; 9]);
+    let failing = heart.begin(1).await;
+    heart.aside.drop_entry(&heart.target(1)).await.expect("it is dropped");
+    let joined = heart.begin(1).await;
+    other.read(&heart.target(1), ask()).await.expect("it is answered");
+    assert!(joined.await.expect("no panic").is_ok(), "it is in the cache by then");
+    drop(failing);
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,7 +33,7 @@ pub mod redis;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -271,6 +271,12 @@ pub trait Cache: Send + Sync {
 
     /// Makes all entries of a resource absent, by giving it a new generation.
     fn purge(&self, resource: &str) -> impl Future<Output = Result<(), CacheError>> + Send;
+
+    /// Whether anything was answered since `moment` by whoever has this key: then a reply that did not come in time was late
+    /// on its way, and the memory does not hang.
+    fn answered_since(&self, _key: &str, _moment: Instant) -> bool {
+        true
+    }
 
     /// What is there.
     fn inspect(&self, place: Place<'_>) -> impl Future<Output = Result<Inspection, CacheError>> + Send;
@@ -595,6 +601,18 @@ impl Cache for AnyCache {
 
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {
         each!(self, cache => cache.purge(resource))
+    }
+
+    fn answered_since(&self, key: &str, moment: Instant) -> bool {
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(cache) => cache.answered_since(key, moment),
+            #[cfg(feature = "redis")]
+            Self::Cluster(cache) => cache.answered_since(key, moment),
+            #[cfg(feature = "memcached")]
+            Self::Memcached(cache) => cache.answered_since(key, moment),
+            Self::Memory(cache) => cache.answered_since(key, moment),
+        }
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {

@@ -234,6 +234,8 @@ async fn without_capture_nothing_is_cached_and_it_is_noticed_when_it_comes_and_g
     for _ in 0..3 {
         let reply = app.get("/api/item/1").await.expect(200);
         assert_eq!(reply.header("cache-status"), "cache-aside; fwd=bypass");
+        let batch = app.get("/api/item?id=1,2").await.expect(200);
+        assert_eq!(batch.json()["source"]["database"], 2, "{batch:?}");
     }
     assert!(app.get("/readyz?verbose").await.text.contains("run cache-aside migrate"));
     assert_eq!(app.metric("cache_aside_capture_complete{resource=\"item\"}").await, 0);

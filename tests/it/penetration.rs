@@ -242,3 +242,21 @@ async fn where_a_filter_could_not_be_kept_right_it_is_refused() {
         assert!(checked.status.code() == Some(1) && said.contains(words), "{words}: {said}");
     }
 }
+
+#[tokio::test]
+async fn what_another_deployment_holds_is_told_to_those_who_keep_it_in_process() {
+    let world = World::new(ROWS).await;
+    // Its mapping outlives it.
+    drop(world.app("resources: { item: { consistency: hold, write: [create] } }\n").await);
+    let app = world.app("resources: { item: { filter: true, local_ttl: 1h } }\n").await;
+    answers(&app, "item").await;
+    let local = "cache_aside_requests_total{resource=\"item\",result=\"hit\",tier=\"local\"}";
+    app.until("held in process", async |app| {
+        app.get("/api/item/5").await.expect(200);
+        app.metric(local).await > 0
+    })
+    .await;
+    world.sql("INSERT INTO item VALUES (77777); UPDATE item SET v = 1 WHERE id = 5").await;
+    crate::invalidation::seen(&[&app], "/api/item/5", r#""v":1"#).await;
+    crate::invalidation::seen(&[&app], "/api/item/77777", r#""id":77777"#).await;
+}

@@ -170,6 +170,8 @@ impl Lane {
         if self.breaker.failed() {
             // Should a new connection have taken the place just now, its next look puts it back.
             self.live.store(None);
+            // Perhaps it was only this process that stood still.
+            self.wake.notify_one();
             tracing::debug!("the cache does not answer in time: it is not asked until a look is answered");
         }
     }

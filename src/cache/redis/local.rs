@@ -24,6 +24,8 @@ use crate::cache::entry::Entry;
 
 /// Between two looks for batches.
 const FOLLOW: Duration = Duration::from_millis(50);
+/// So many batches are caught up with; after a longer absence it is quicker to begin anew.
+const GAP: u64 = 64;
 /// What an entry costs beside its key and payload, roughly, in bytes.
 const OVERHEAD: u64 = 200;
 
@@ -218,7 +220,7 @@ async fn step(shared: &Shared, live: &Live, local: &Local) -> anyhow::Result<()>
     let noted = local.noted();
     match noted.batch.filter(|_| noted.life == life) {
         Some(caught) if caught == batch => {}
-        Some(caught) if caught < batch => {
+        Some(caught) if caught < batch && batch - caught <= GAP => {
             let batches = batches(shared, &mut conn, caught + 1, batch).await?;
             local.advance(batch, life, batches.as_deref());
         }

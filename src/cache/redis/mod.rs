@@ -20,7 +20,7 @@ mod unlink;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value};
@@ -371,7 +371,7 @@ impl RedisCache {
     async fn ask(&self, live: &Live, cmd: Cmd) -> Result<Value, CacheError> {
         match live.conn.clone().send_packed_command(&cmd).await {
             Ok(reply) => {
-                self.lane.breaker.answered();
+                self.lane.answered();
                 match reply {
                     Value::ServerError(error) => Err(self.refused(error.code())),
                     value => Ok(value),
@@ -386,7 +386,7 @@ impl RedisCache {
         let count = pipe.len();
         match live.conn.clone().send_packed_commands(pipe, 0, count).await {
             Ok(values) => {
-                self.lane.breaker.answered();
+                self.lane.answered();
                 if values.len() == count { Ok(values) } else { Err(CacheError::Refused) }
             }
             Err(error) => Err(self.failed(&error)),
@@ -874,6 +874,10 @@ impl Cache for RedisCache {
         // This process knows the new generation before it answers; the others at their next look.
         self.shared.mistrust();
         Ok(())
+    }
+
+    fn answered_since(&self, _: &str, moment: Instant) -> bool {
+        self.lane.answered_since(moment)
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {

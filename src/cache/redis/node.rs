@@ -110,13 +110,15 @@ impl Node for RedisNode {
         }
         let renewed = step.renew.iter().map(|resource| (field::generation(resource), fastrand::u64(1..).to_string()));
         fields.extend(renewed);
-        // What writers hold is not kept in process.
-        let batch = if anew || !step.renew.is_empty() || step.drop.len() > BATCH {
+        // What writers hold is told too: another deployment may declare the same resource without `hold`, and keep it in
+        // process.
+        let told: Vec<&String> = step.drop.iter().chain(&step.spare).collect();
+        let batch = if anew || !step.renew.is_empty() || told.len() > BATCH {
             "*".to_owned()
-        } else if step.drop.is_empty() {
+        } else if told.is_empty() {
             String::new()
         } else {
-            serde_json::to_string(&step.drop).unwrap_or_else(|_| "*".to_owned())
+            serde_json::to_string(&told).unwrap_or_else(|_| "*".to_owned())
         };
         let (drop, spare) = (&step.drop, &step.spare);
         let verdict: String = self

@@ -21,8 +21,8 @@ mod tls;
 mod wal;
 mod write;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -47,6 +47,13 @@ use crate::config;
 /// What the client waits past the server's own statement timeout before it gives the connection up.
 const SLACK: Duration = Duration::from_millis(500);
 
+/// One part of so many of the pool is kept open though nobody needs it now: when a cache dies, readers must not wait for
+/// connections first.
+const KEPT: usize = 4;
+
+/// Between two looks whether connections are missing.
+const TOP_UP: Duration = Duration::from_secs(1);
+
 /// The most that making a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -70,6 +77,33 @@ struct Inner {
     replica: Option<Replica>,
     /// Outside the pool, so that a long queue is not taken for a dead database.
     probe: Mutex<Option<tokio_postgres::Client>>,
+}
+
+/// Keeps some connections open for as long as the store is there.
+async fn keep_open(store: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(TOP_UP).await;
+        let Some(inner) = store.upgrade() else { return };
+        inner.top_up().await;
+    }
+}
+
+impl Inner {
+    /// Opens what is missing of [`KEPT`]; not while requests open connections themselves.
+    async fn top_up(&self) {
+        let status = self.pool.status();
+        let wanted = status.max_size / KEPT;
+        // A new one is made once those that are there are taken, for the moment that it takes.
+        let mut held = Vec::new();
+        while self.pool.status().size < wanted {
+            let Ok(permit) = self.permits.try_acquire() else { return };
+            match tokio::time::timeout(CONNECT, self.pool.get()).await {
+                Ok(Ok(client)) => held.push((client, permit)),
+                // Whoever needs one says why there is none.
+                _ => return,
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -118,6 +152,7 @@ impl PostgresStore {
                 probe: Mutex::new(None),
             }),
         };
+        store.inner.connector.runtime().spawn(keep_open(Arc::downgrade(&store.inner)));
         if store.inner.replica.is_some() {
             store.inner.connector.runtime().spawn(replica::watch(Arc::downgrade(&store.inner)));
         }
@@ -443,14 +478,21 @@ impl Store for PostgresStore {
                 None => self.inner.connector.open().await?,
             };
             client.simple_query("SELECT 1").await?;
-            Ok(client)
+            Ok::<_, tokio_postgres::Error>(client)
         };
         match tokio::time::timeout(Duration::from_secs(1), asked).await {
             Ok(Ok(client)) => {
                 *probe = Some(client);
                 Ok(())
             }
-            Ok(Err(failed)) => Err(unreachable(&failed)),
+            Ok(Err(failed)) => match failed.code().map(SqlState::code) {
+                // Whoever refuses (too many connections, a password that was changed) does answer: those who have a
+                // connection are served.
+                Some(code) if !code.starts_with("57P0") && !code.starts_with("08") => {
+                    Err(StoreError::Refused(unreachable(&failed).to_string()))
+                }
+                _ => Err(unreachable(&failed)),
+            },
             Err(_) => Err(StoreError::TimedOut),
         }
     }

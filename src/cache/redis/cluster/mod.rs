@@ -8,7 +8,7 @@ mod topology;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::future::{BoxFuture, join_all};
@@ -396,6 +396,11 @@ impl Cache for ClusterCache {
             return Err(CacheError::Disconnected);
         }
         join_all(view.caches.iter().map(|cache| cache.purge(resource))).await.into_iter().collect()
+    }
+
+    fn answered_since(&self, key: &str, moment: Instant) -> bool {
+        let view = self.view.load();
+        view.topology.owner(key).is_some_and(|owner| view.caches[owner].answered_since(key, moment))
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {
