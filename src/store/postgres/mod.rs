@@ -53,6 +53,10 @@ const KEPT: usize = 4;
 
 /// Between two looks whether connections are missing.
 const TOP_UP: Duration = Duration::from_secs(1);
+/// The same after one could not be made.
+const LATER: Duration = Duration::from_mins(1);
+/// The most that making a missing one may take: meanwhile those that there are can't be used.
+const MAKING: Duration = Duration::from_millis(500);
 
 /// The most that making a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -81,28 +85,30 @@ struct Inner {
 
 /// Keeps some connections open for as long as the store is there.
 async fn keep_open(store: Weak<Inner>) {
+    let mut pause = TOP_UP;
     loop {
-        tokio::time::sleep(TOP_UP).await;
+        tokio::time::sleep(pause).await;
         let Some(inner) = store.upgrade() else { return };
-        inner.top_up().await;
+        pause = if inner.top_up().await { TOP_UP } else { LATER };
     }
 }
 
 impl Inner {
-    /// Opens what is missing of [`KEPT`]; not while requests open connections themselves.
-    async fn top_up(&self) {
+    /// Opens what is missing of [`KEPT`]; not while requests open connections themselves. Whether it could.
+    async fn top_up(&self) -> bool {
         let status = self.pool.status();
         let wanted = status.max_size / KEPT;
         // A new one is made once those that are there are taken, for the moment that it takes.
         let mut held = Vec::new();
         while self.pool.status().size < wanted {
-            let Ok(permit) = self.permits.try_acquire() else { return };
-            match tokio::time::timeout(CONNECT, self.pool.get()).await {
+            let Ok(permit) = self.permits.try_acquire() else { break };
+            match tokio::time::timeout(MAKING, self.pool.get()).await {
                 Ok(Ok(client)) => held.push((client, permit)),
                 // Whoever needs one says why there is none.
-                _ => return,
+                _ => return false,
             }
         }
+        true
     }
 }
 
