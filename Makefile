@@ -5,7 +5,7 @@ demo: ## Serve the demo: no configuration, no servers
 	cargo run --release
 
 test: servers lint ## Everything: lints, unit tests, stories on real servers, and what a cluster gets
-	cargo test --locked
+	tests/run.sh
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	$(MAKE) manifests
 

@@ -69,15 +69,14 @@ pub(super) struct Place<'a>(&'a AtomicUsize);
 impl<'a> Place<'a> {
     /// `None` where `most` wait already.
     pub(super) fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Self(waiting);
-        (before < most).then_some(place)
+        let next = |taken| (taken < most).then_some(taken + 1);
+        waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).ok().map(|_| Self(waiting))
     }
 }
 
 #[cfg(feature = "store")]
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

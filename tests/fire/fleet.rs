@@ -11,20 +11,18 @@ use crate::load::Targets;
 use crate::servers::{Database, Postgres, Redis};
 
 /// `thing` is what is served. Each row that is read takes as long as `pace` says, without using a processor, and is
-/// counted where nobody who reads can forget to.
+/// counted where nobody who reads can forget to. In plain SQL: a language that is loaded first would be what every new
+/// connection waits for.
 const SCHEMA: &str = "
     CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL, price numeric(10, 2) NOT NULL, description text NOT NULL);
     CREATE TABLE pace (milliseconds float8 NOT NULL);
     INSERT INTO pace VALUES (0);
     CREATE SEQUENCE evaluations;
-    CREATE FUNCTION paced() RETURNS int LANGUAGE plpgsql VOLATILE AS $$
-      DECLARE wait float8;
-      BEGIN
-        PERFORM nextval('evaluations');
-        SELECT milliseconds INTO wait FROM pace;
-        IF wait > 0 THEN PERFORM pg_sleep(wait / 1000); END IF;
-        RETURN 0;
-      END $$;
+    CREATE FUNCTION paced() RETURNS int LANGUAGE sql VOLATILE AS $$
+      SELECT nextval('evaluations');
+      SELECT pg_sleep(milliseconds / 1000) FROM pace WHERE milliseconds > 0;
+      SELECT 0;
+    $$;
     CREATE VIEW thing AS SELECT id, name, price, description, paced() AS waited FROM item;";
 
 /// Statements that read `thing`, as the server sees them now.

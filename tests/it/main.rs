@@ -25,6 +25,7 @@ mod oracle;
 mod outages;
 mod overload;
 mod penetration;
+mod pool;
 mod queries;
 mod reads;
 mod refresh;

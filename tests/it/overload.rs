@@ -12,7 +12,7 @@ use crate::app::{App, PATIENCE, World};
 use crate::servers::Redis;
 
 /// Rows that take as long as the test says: until somebody deletes the gate.
-const GATED: &str = "
+pub const GATED: &str = "
   CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item SELECT g, 0 FROM generate_series(1, 100) g;
   CREATE TABLE gate (open bool); CREATE SEQUENCE begun;
   CREATE FUNCTION slow() RETURNS int LANGUAGE plpgsql VOLATILE AS $$
@@ -30,16 +30,16 @@ fn narrow(world: &World, more: &str) -> String {
         + more
 }
 
-fn get(app: &App, path: &str) -> JoinHandle<u16> {
+pub fn get(app: &App, path: &str) -> JoinHandle<u16> {
     let (client, url) = (app.client.clone(), format!("{}{path}", app.url));
     tokio::spawn(async move { client.get(url).send().await.expect("it answers").status().as_u16() })
 }
 
-async fn begun(world: &World, count: i64) {
+pub async fn begun(world: &World, count: i64) {
     world.until(&format!("SELECT is_called AND last_value >= {count} FROM begun")).await;
 }
 
-async fn waiting(app: &App, count: u64) {
+pub async fn waiting(app: &App, count: u64) {
     app.until("in the queue", async |app| {
         app.metric(r#"cache_aside_pool_connections{backend="postgresql",state="waiting"}"#).await == count
     })

@@ -1,6 +1,6 @@
 //! Makes connections: in one runtime, with TLS as the URL asks for it, and set up the same each time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -15,6 +15,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::tls;
 use crate::{config, store};
 
+/// The most that making a connection may take.
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
+
 /// Everything that a new connection needs.
 #[derive(Clone)]
 pub(super) struct Connector {
@@ -23,6 +26,15 @@ pub(super) struct Connector {
     setup: String,
     runtime: Handle,
     origin: Arc<ArcSwap<Origin>>,
+    /// Connections that were made beforehand, for the next who would have to make one.
+    spares: Arc<Mutex<Vec<Found>>>,
+}
+
+/// A connection that is set up, and which database it leads to.
+struct Found {
+    client: Client,
+    driver: JoinHandle<()>,
+    origin: u64,
 }
 
 /// Which database the last connection found, and since when connections find it.
@@ -75,8 +87,8 @@ impl Connector {
              SET bytea_output = 'hex'; SET extra_float_digits = 1; {KNOWS}",
             milliseconds + 5_000,
         );
-        let origin = Arc::default();
-        Ok(Self { config, tls, setup, runtime: Handle::current(), origin })
+        let (origin, spares) = (Arc::default(), Arc::default());
+        Ok(Self { config, tls, setup, runtime: Handle::current(), origin, spares })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -110,7 +122,7 @@ impl Connector {
 
     /// A connection outside the pool.
     pub(super) async fn open(&self) -> Result<Client, Error> {
-        self.connect(&self.config).await.map(|(client, _)| client)
+        self.find().await.map(|found| found.client)
     }
 
     /// The same, and which database it leads to.
@@ -118,7 +130,75 @@ impl Connector {
         let client = self.open().await?;
         let rows = client.query_typed("SELECT cache_aside.origin()", &[]).await?;
         let origin: Option<String> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
-        Ok((client, origin.unwrap_or_default()))
+        let origin = origin.unwrap_or_default();
+        // What was connected before changes were captured could not tell.
+        self.learn(&origin);
+        Ok((client, origin))
+    }
+
+    /// Makes a connection for the next who would have to make one.
+    pub(super) async fn stock(&self) -> Result<(), Error> {
+        let found = self.find().await?;
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner).push(found);
+        Ok(())
+    }
+
+    /// How many were made beforehand and can be used.
+    pub(super) fn spares(&self) -> usize {
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        spares.retain(|spare| self.is_good(spare));
+        spares.len()
+    }
+
+    /// One that was made beforehand and can be used.
+    fn spare(&self) -> Option<Found> {
+        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        spares.retain(|spare| self.is_good(spare));
+        spares.pop()
+    }
+
+    fn is_good(&self, spare: &Found) -> bool {
+        !spare.client.is_closed() && self.leads_to(spare.origin)
+    }
+
+    /// Whether that is the database which connections find now.
+    fn leads_to(&self, origin: u64) -> bool {
+        self.origin.load().fingerprint == origin
+    }
+
+    /// Notes which database connections find. What was connected before leads to another one, or may.
+    fn learn(&self, text: &str) -> u64 {
+        let fingerprint = store::origin(text);
+        if !self.leads_to(fingerprint) {
+            self.origin.store(Arc::new(Origin { text: text.to_owned(), fingerprint, since: Some(Instant::now()) }));
+        }
+        fingerprint
+    }
+
+    /// A connection that is set up, and which database it leads to.
+    async fn find(&self) -> Result<Found, Error> {
+        let connector = self.clone();
+        // Wherever the request came from: a connection dies with the runtime that drives it, and workers end one by one.
+        let finding = async move {
+            let (client, connection) = connector.config.connect(connector.tls.clone()).await?;
+            let driver = tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a database connection ended");
+                }
+            });
+            let said = client.simple_query(&connector.setup).await?;
+            let knows =
+                said.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
+            let text = if knows { origin(&client).await } else { String::new() };
+            let origin = connector.learn(&text);
+            Ok(Found { client, driver, origin })
+        };
+        // Bounded in here too: whoever waits may give up, and this task would go on.
+        match self.runtime.spawn(tokio::time::timeout(CONNECT, finding)).await {
+            Ok(Ok(outcome)) => outcome,
+            // It took too long, or the runtime is shutting down. Whoever waits is bounded by the same time.
+            Ok(Err(_)) | Err(_) => std::future::pending().await,
+        }
     }
 }
 
@@ -134,34 +214,16 @@ async fn origin(client: &Client) -> String {
 
 impl Connect for Connector {
     fn connect(&self, _: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), Error>> {
-        let (config, tls, setup) = (self.config.clone(), self.tls.clone(), self.setup.clone());
-        let known = Arc::clone(&self.origin);
-        // Wherever the request came from: a connection dies with the runtime that drives it, and workers end one by one.
-        let connecting = async move {
-            let (client, connection) = config.connect(tls).await?;
-            let driver = tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a database connection ended");
-                }
-            });
-            let said = client.simple_query(&setup).await?;
-            let knows =
-                said.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
-            let text = if knows { origin(&client).await } else { String::new() };
-            let fingerprint = store::origin(&text);
-            if known.load().fingerprint != fingerprint {
-                // Whatever was connected before is another database, or may be.
-                known.store(Arc::new(Origin { text, fingerprint, since: Some(Instant::now()) }));
-            }
-            Ok((client, driver))
-        };
-        // Bounded in here too: whoever waits may give up, and this task would go on.
-        let made = self.runtime.spawn(tokio::time::timeout(super::CONNECT, connecting));
         async move {
-            match made.await {
-                Ok(Ok(outcome)) => outcome,
-                // It took too long, or the runtime is shutting down. Whoever waits is bounded by the same time.
-                Ok(Err(_)) | Err(_) => std::future::pending().await,
+            if let Some(spare) = self.spare() {
+                return Ok((spare.client, spare.driver));
+            }
+            loop {
+                let found = self.find().await?;
+                if self.leads_to(found.origin) {
+                    return Ok((found.client, found.driver));
+                }
+                // Others found another database meanwhile: this connection must not be taken for one of those.
             }
         }
         .boxed()

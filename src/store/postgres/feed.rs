@@ -186,8 +186,7 @@ impl Feed {
         if !self.store.inner.decodes {
             return Ok(None);
         }
-        let checked = self.store.checkout().await?;
-        wal::lag(&checked.client).await.map_err(error)
+        self.store.ask(async |client| wal::lag(client).await).await
     }
 
     /// Drops what nobody needs any more from the outbox.
@@ -197,9 +196,8 @@ impl Feed {
     /// [`StoreError`]; somebody will do it.
     pub async fn sweep(&self) -> Result<(), StoreError> {
         loop {
-            let checked = self.store.checkout().await?;
-            let rows = checked.client.query_typed("SELECT cache_aside.sweep($1)", &[(&SWEPT, Type::INT4)]).await;
-            let rows = rows.map_err(error)?;
+            let sweep = "SELECT cache_aside.sweep($1)";
+            let rows = self.store.ask(async |client| client.query_typed(sweep, &[(&SWEPT, Type::INT4)]).await).await?;
             let dropped = rows.first().map_or(Ok(0), |row| row.try_get::<_, i32>(0)).map_err(error)?;
             if dropped < SWEPT {
                 return Ok(());
@@ -214,8 +212,7 @@ impl Feed {
     /// [`StoreError`].
     pub async fn rows(&self) -> Result<i64, StoreError> {
         const ROWS: &str = "SELECT count(*) FROM (SELECT FROM cache_aside.outbox LIMIT 1000001) o";
-        let checked = self.store.checkout().await?;
-        let rows = checked.client.query_typed(ROWS, &[]).await.map_err(error)?;
+        let rows = self.store.ask(async |client| client.query_typed(ROWS, &[]).await).await?;
         rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(error)
     }
 }

@@ -3,6 +3,7 @@
 //! - `capture` installs and checks what tells of changes, `feed` reads them, `snapshot` compares moments
 //! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
 //! - `describe` asks the system catalogues what a table is
+//! - `pool` keeps connections, and makes more while somebody waits
 //! - `query` runs statements that people wrote
 //! - `replica` reads from a standby, where it provably shows enough
 //! - `sql` writes the statements of a resource
@@ -13,6 +14,7 @@ mod capture;
 mod connect;
 mod describe;
 mod feed;
+mod pool;
 mod query;
 mod replica;
 mod snapshot;
@@ -21,22 +23,21 @@ mod tls;
 mod wal;
 mod write;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::{BufMut, Bytes, BytesMut};
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
-use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use deadpool_postgres::Object;
+use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
 
-use self::connect::{Connector, Origin};
+use self::connect::Connector;
 pub use self::feed::Feed;
+use self::pool::{Checked, Pool};
 use self::replica::Replica;
 pub use self::wal::Decoder;
-use super::waiters::Place;
 use super::{
     Batch, Captured, Connections, LastWord, Load, Page, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError,
     Written,
@@ -47,20 +48,6 @@ use crate::config;
 /// What the client waits past the server's own statement timeout before it gives the connection up.
 const SLACK: Duration = Duration::from_millis(500);
 
-/// One part of so many of the pool is kept open though nobody needs it now: when a cache dies, readers must not wait for
-/// connections first.
-const KEPT: usize = 4;
-
-/// Between two looks whether connections are missing.
-const TOP_UP: Duration = Duration::from_secs(1);
-/// The same after one could not be made.
-const LATER: Duration = Duration::from_mins(1);
-/// The most that making a missing one may take: meanwhile those that there are can't be used.
-const MAKING: Duration = Duration::from_millis(500);
-
-/// The most that making a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
-
 /// A PostgreSQL server.
 #[derive(Clone)]
 pub struct PostgresStore {
@@ -68,12 +55,8 @@ pub struct PostgresStore {
 }
 
 struct Inner {
-    pool: Pool,
+    pool: Arc<Pool>,
     connector: Connector,
-    /// One for each connection of the pool, so that the queue in front of it is ours to bound.
-    permits: Semaphore,
-    waiting: AtomicUsize,
-    queue: usize,
     statement_timeout: Duration,
     /// Changes are decoded from the log, not told by triggers.
     decodes: bool,
@@ -83,49 +66,10 @@ struct Inner {
     probe: Mutex<Option<tokio_postgres::Client>>,
 }
 
-/// Keeps some connections open for as long as the store is there.
-async fn keep_open(store: Weak<Inner>) {
-    let mut pause = TOP_UP;
-    loop {
-        tokio::time::sleep(pause).await;
-        let Some(inner) = store.upgrade() else { return };
-        pause = if inner.top_up().await { TOP_UP } else { LATER };
-    }
-}
-
-impl Inner {
-    /// Opens what is missing of [`KEPT`]; not while requests open connections themselves. Whether it could.
-    async fn top_up(&self) -> bool {
-        let status = self.pool.status();
-        let wanted = status.max_size / KEPT;
-        // A new one is made once those that are there are taken, for the moment that it takes.
-        let mut held = Vec::new();
-        while self.pool.status().size < wanted {
-            let Ok(permit) = self.permits.try_acquire() else { break };
-            match tokio::time::timeout(MAKING, self.pool.get()).await {
-                Ok(Ok(client)) => held.push((client, permit)),
-                // Whoever needs one says why there is none.
-                _ => return false,
-            }
-        }
-        true
-    }
-}
-
 impl std::fmt::Debug for PostgresStore {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("PostgresStore").field("connections", &self.connections()).finish_non_exhaustive()
     }
-}
-
-/// A connection out of the pool, with the right to be on it.
-struct Checked<'a> {
-    client: Object,
-    /// A fingerprint of the database that it leads to.
-    origin: u64,
-    /// The same in words.
-    life: Arc<Origin>,
-    _permit: SemaphorePermit<'a>,
 }
 
 impl PostgresStore {
@@ -137,28 +81,18 @@ impl PostgresStore {
     /// A URL or certificate that can't be used.
     pub fn new(config: &config::Database, mode: config::InvalidationMode) -> anyhow::Result<Self> {
         let connector = Connector::new(config)?;
-        let manager = Manager::from_connect(
-            connector.config().clone(),
-            connector.clone(),
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
-        );
-        let size = usize::try_from(config.pool_size)?;
-        let pool = Pool::builder(manager).max_size(size).build()?;
+        let pool = Pool::new(connector.clone(), config)?;
         let replica = Replica::new(config).context("database.replica_url can't be used")?;
         let store = Self {
             inner: Arc::new(Inner {
                 pool,
                 connector,
                 replica,
-                permits: Semaphore::new(size),
-                waiting: AtomicUsize::new(0),
-                queue: usize::try_from(config.queue)?,
                 statement_timeout: config.statement_timeout,
                 decodes: mode == config::InvalidationMode::Wal,
                 probe: Mutex::new(None),
             }),
         };
-        store.inner.connector.runtime().spawn(keep_open(Arc::downgrade(&store.inner)));
         if store.inner.replica.is_some() {
             store.inner.connector.runtime().spawn(replica::watch(Arc::downgrade(&store.inner)));
         }
@@ -168,13 +102,7 @@ impl PostgresStore {
     /// The connections now.
     #[must_use]
     pub fn connections(&self) -> Connections {
-        let open = self.inner.pool.status().size;
-        let in_use = self.inner.pool.status().max_size.saturating_sub(self.inner.permits.available_permits());
-        Connections {
-            in_use: in_use.min(open),
-            idle: open.saturating_sub(in_use),
-            waiting: self.inner.waiting.load(Ordering::Relaxed),
-        }
+        self.inner.pool.connections()
     }
 
     /// The version of the server, for `check`.
@@ -183,8 +111,7 @@ impl PostgresStore {
     ///
     /// [`StoreError`] where it can't be asked.
     pub async fn version(&self) -> Result<String, StoreError> {
-        let checked = self.checkout().await?;
-        let rows = checked.client.query_typed("SHOW server_version", &[]).await.map_err(error)?;
+        let rows = self.ask(async |client| client.query_typed("SHOW server_version", &[]).await).await?;
         let version = rows.first().and_then(|row| row.try_get(0).ok());
         version.ok_or_else(|| StoreError::Refused("no version".into()))
     }
@@ -195,44 +122,34 @@ impl PostgresStore {
     ///
     /// [`StoreError`] where it can't be asked.
     pub async fn decoding(&self) -> Result<Vec<Result<String, Problem>>, StoreError> {
-        let checked = self.checkout().await?;
-        let state = async {
-            if self.inner.decodes { wal::state(&checked.client).await } else { wal::left_over(&checked.client).await }
-        };
-        match state.await {
-            // The resources say so.
-            Err(failed) if capture::absent(&failed).is_some() => Ok(Vec::new()),
-            other => other.map_err(error),
-        }
+        let decodes = self.inner.decodes;
+        self.ask(async |client| {
+            match if decodes { wal::state(client).await } else { wal::left_over(client).await } {
+                // The resources say so.
+                Err(failed) if capture::absent(&failed).is_some() => Ok(Vec::new()),
+                other => other,
+            }
+        })
+        .await
     }
 
     /// A connection, after a wait in a queue that is bounded in length and time.
     async fn checkout(&self) -> Result<Checked<'_>, StoreError> {
-        let inner = &*self.inner;
-        let permit = if let Ok(permit) = inner.permits.try_acquire() {
-            permit
-        } else {
-            let place = Place::take(&inner.waiting, inner.queue).ok_or(StoreError::Busy)?;
-            let acquired = tokio::time::timeout(inner.statement_timeout, inner.permits.acquire()).await;
-            drop(place);
-            // The semaphore is never closed.
-            acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)?
+        self.inner.pool.checkout().await
+    }
+
+    /// Asks something that no reader waits for. A database that hangs keeps it no longer than a statement.
+    async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, StoreError> {
+        let checked = self.checkout().await?;
+        let asked = tokio::time::timeout(self.inner.statement_timeout + SLACK, question(&checked.client)).await;
+        let Ok(answer) = asked else {
+            self.abandon(checked);
+            return Err(StoreError::TimedOut);
         };
-        loop {
-            let client = match tokio::time::timeout(CONNECT, inner.pool.get()).await {
-                Ok(Ok(client)) => client,
-                Ok(Err(deadpool_postgres::PoolError::Backend(refused))) => return Err(unreachable(&refused)),
-                Ok(Err(other)) => return Err(StoreError::Unavailable(other.to_string())),
-                Err(_) => return Err(StoreError::Unavailable("connecting took too long".into())),
-            };
-            // Loaded once: a later one is not this connection's.
-            let origin = inner.connector.origin();
-            if !origin.is_former(Object::metrics(&client).created) {
-                return Ok(Checked { client, origin: origin.fingerprint, life: origin, _permit: permit });
-            }
-            // It may lead to a database that is the primary no more.
-            drop(Object::take(client));
-        }
+        answer.map_err(error)
     }
 
     /// The rows of one prepared statement for a resource, and which database they are from.
@@ -391,13 +308,11 @@ impl Load for PostgresStore {
 
 impl Store for PostgresStore {
     async fn describe(&self, name: &TableName) -> Result<Option<Table>, StoreError> {
-        let checked = self.checkout().await?;
-        describe::table(&checked.client, name).await.map_err(error)
+        self.ask(async |client| describe::table(client, name).await).await
     }
 
     async fn tables(&self) -> Result<Vec<Table>, StoreError> {
-        let checked = self.checkout().await?;
-        describe::tables(&checked.client).await.map_err(error)
+        self.ask(async |client| describe::tables(client).await).await
     }
 
     async fn prepare(&self, mut resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
@@ -406,7 +321,6 @@ impl Store for PostgresStore {
         }
         resource.statements = sql::statements(&resource);
         let mut problems = Vec::new();
-        let checked = self.checkout().await?;
         let lists = resource.lists.iter().zip(&resource.statements.lists);
         let lists = lists
             .map(|(list, sql)| (sql, 1, format!("list {} can't be read", resource.table.columns[list.column].name)));
@@ -414,17 +328,17 @@ impl Store for PostgresStore {
         let keys = resource.key.len();
         let tries = [(row, keys, "a row can't be read".to_owned()), (rows, 0, "rows can't be read".to_owned())];
         for (sql, nulls, what) in tries.into_iter().chain(lists) {
-            let tried = async {
-                let statement = checked.client.prepare_cached(sql).await?;
+            let tried = self.ask(async |client| {
+                let statement = client.prepare_cached(sql).await?;
                 // NULL finds nothing and costs nothing, but it takes the privileges that reading takes.
                 let null: Option<&str> = None;
                 let params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = (0..nulls).map(|_| &null as _).collect();
                 if nulls > 0 {
-                    checked.client.query(&statement, &params).await?;
+                    client.query(&statement, &params).await?;
                 }
-                Ok::<(), tokio_postgres::Error>(())
-            };
-            match tried.await.map_err(error) {
+                Ok(())
+            });
+            match tried.await {
                 Ok(()) => {}
                 Err(outage) if outage.is_outage() => return Err(outage),
                 Err(refused) => problems.push(Problem::fatal(format!("{what}: {refused}"))),
@@ -467,13 +381,13 @@ impl Store for PostgresStore {
         const ANNOUNCE: &str = "SELECT cache_aside.announce(d) FROM jsonb_array_elements($1::jsonb) d";
         // Texts by text always are JSON.
         let dropped = serde_json::to_string(dropped).unwrap_or_default();
-        let checked = self.checkout().await?;
-        match checked.client.query_typed(ANNOUNCE, &[(&dropped, Type::TEXT)]).await {
+        self.ask(async |client| match client.query_typed(ANNOUNCE, &[(&dropped, Type::TEXT)]).await {
             Ok(_) => Ok(()),
             // Where nothing is captured, nobody listens.
             Err(failed) if capture::absent(&failed).is_some() => Ok(()),
-            Err(failed) => Err(error(failed)),
-        }
+            Err(failed) => Err(failed),
+        })
+        .await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -69,18 +69,17 @@ fn array(all: &[Param]) -> String {
 impl PostgresStore {
     /// Tries a declared statement.
     pub(super) async fn prepare_statement(&self, resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {
-        let checked = self.checkout().await?;
         let declared = resource.parameters.as_ref().map_or(0, |parameters| parameters.0.len());
-        let problems = match checked.client.prepare_cached(&wrapped(&resource.statements.row)).await {
+        let sql = wrapped(&resource.statements.row);
+        let prepared = self.ask(async |client| Ok(client.prepare_cached(&sql).await.map_err(statement_error)));
+        let problems = match prepared.await? {
             Ok(statement) if statement.params().len() != declared => vec![Problem::fatal(format!(
                 "the statement takes {} parameters, and params: names {declared}",
                 statement.params().len()
             ))],
             Ok(_) => Vec::new(),
-            Err(failed) => match statement_error(failed) {
-                outage if outage.is_outage() => return Err(outage),
-                refused => vec![Problem::fatal(refused.to_string())],
-            },
+            Err(outage) if outage.is_outage() => return Err(outage),
+            Err(refused) => vec![Problem::fatal(refused.to_string())],
         };
         Ok((resource, problems))
     }

@@ -22,8 +22,9 @@ use arc_swap::ArcSwapOption;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
 use tokio_postgres::{Client, Error, Statement};
 
+use super::connect::CONNECT;
 use super::connect::{Connector, Origin};
-use super::{CONNECT, Inner, PostgresStore, SLACK};
+use super::{Inner, PostgresStore, SLACK};
 use crate::catalog::Resource;
 use crate::config;
 use crate::store::{StoreError, Waiters};

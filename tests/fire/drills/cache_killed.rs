@@ -99,6 +99,8 @@ async fn drill(fleet: &mut Fleet, base: f64, how: &str, hung: bool) -> Report {
     );
     let words = format!("the same, {} ms after it went", NOTICED.as_millis());
     report.timing(words, against(later), "3 at most", ratio(later, base) <= 3.0);
+    let each = seen.each(gone).take(10).map(|(_, window)| format!("{:.0}", window.percentile(99.0, &SERVED)));
+    report.seen("p99 of each 100 ms after it went, in ms", each.collect::<Vec<_>>().join(", "));
     let p99 = before.percentile(99.0, &SERVED);
     report.seen("p99 while away / calm, with hits", format!("{:.2} × ({p99:.1} ms calm)", ratio(slow, p99)));
     let longest = seen.between(gone, end).percentile(100.0, &SERVED);

@@ -193,37 +193,35 @@ pub(super) fn absent(failed: &Error) -> Option<&'static str> {
 impl PostgresStore {
     /// How far changes of these tables are captured, in their order.
     pub(super) async fn captures(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
-        let checked = self.checkout().await?;
-        let judged = async {
-            let judged = if self.inner.decodes {
-                let found = published::find(&checked.client, wanted, true).await?;
-                let judge = |wanted: &Wanted| found.get(&wanted.relation).map(|found| found.judge(wanted));
-                wanted.iter().map(judge).collect::<Vec<_>>()
-            } else {
-                let found = find(&checked.client, wanted, true).await?;
-                let judge = |wanted: &Wanted| found.get(&wanted.relation).map(|found| found.judge(wanted));
-                wanted.iter().map(judge).collect()
+        let decodes = self.inner.decodes;
+        let judged = self.ask(async |client| {
+            let judged = async {
+                let judged: Vec<_> = if decodes {
+                    let found = published::find(client, wanted, true).await?;
+                    let judge = |wanted: &Wanted| found.get(&wanted.relation).map(|found| found.judge(wanted));
+                    wanted.iter().map(judge).collect()
+                } else {
+                    let found = find(client, wanted, true).await?;
+                    let judge = |wanted: &Wanted| found.get(&wanted.relation).map(|found| found.judge(wanted));
+                    wanted.iter().map(judge).collect()
+                };
+                // What a round and a write will ask for: without the right to it, nothing would ever be delivered.
+                let all = "SELECT xid, image, cache_aside.origin() FROM cache_aside.outbox LIMIT 0";
+                client.query_typed(all, &[]).await?;
+                Ok::<_, Error>(judged)
             };
-            // What a round and a write will ask for: without the right to it, nothing would ever be delivered.
-            checked
-                .client
-                .query_typed("SELECT xid, image, cache_aside.origin() FROM cache_aside.outbox LIMIT 0", &[])
-                .await?;
-            Ok::<_, Error>(judged)
+            match judged.await {
+                Ok(judged) => Ok(Ok(judged)),
+                Err(failed) => absent(&failed).map(Err).ok_or(failed),
+            }
+        });
+        let one = |(judged, wanted): (Option<Captured>, &Wanted)| {
+            judged.unwrap_or_else(|| Captured::Lacking(format!("{} is not there", wanted.relation)))
         };
-        match judged.await {
-            Ok(judged) => Ok(judged
-                .into_iter()
-                .zip(wanted)
-                .map(|(judged, wanted)| {
-                    judged.unwrap_or_else(|| Captured::Lacking(format!("{} is not there", wanted.relation)))
-                })
-                .collect()),
-            Err(failed) => match absent(&failed) {
-                Some(words) => Ok(wanted.iter().map(|_| Captured::Lacking(words.into())).collect()),
-                None => Err(error(failed)),
-            },
-        }
+        Ok(match judged.await? {
+            Ok(judged) => judged.into_iter().zip(wanted).map(one).collect(),
+            Err(words) => wanted.iter().map(|_| Captured::Lacking(words.into())).collect(),
+        })
     }
 
     /// The whole SQL that [`Self::install`] would run on an empty database.

@@ -1,0 +1,151 @@
+//! Connections to PostgreSQL: how many there are, who makes them, and who waits for one.
+
+use tokio::task::JoinHandle;
+
+use crate::app::{self, App, World};
+use crate::faults::Proxy;
+use crate::overload::{GATED, begun, get, waiting};
+use crate::servers::{Postgres, Redis};
+
+fn sized(world: &World, size: u32, queue: u32) -> String {
+    let pool = format!("database: {{ statement_timeout: 20s, pool_size: {size}, queue: {queue},");
+    world.config("resources: { item: {}, slow_item: { key: id } }\n").replace("database: {", &pool)
+}
+
+async fn connections(app: &App, state: &str) -> u64 {
+    app.metric(&format!(r#"cache_aside_pool_connections{{backend="postgresql",state="{state}"}}"#)).await
+}
+
+async fn open(app: &App, count: u64) {
+    app.until(&format!("{count} open"), async |app| {
+        connections(app, "idle").await + connections(app, "in_use").await == count
+    })
+    .await;
+}
+
+/// Readers of rows that nobody has read, numbered from `first`.
+fn readers(app: &App, first: u32, count: u32) -> Vec<JoinHandle<u16>> {
+    (first..first + count).map(|id| get(app, &format!("/api/slow_item/{id}"))).collect()
+}
+
+async fn all_answered(readers: Vec<JoinHandle<u16>>) {
+    for reader in readers {
+        assert_eq!(reader.await.expect("no panic"), 200);
+    }
+}
+
+/// A database on a server of its own.
+async fn alone(postgres: &Postgres) -> World {
+    let database = postgres.create_database().await;
+    database.client().await.batch_execute(GATED).await.expect("the schema is sound");
+    let prefix = format!("pool{}-{}:", std::process::id(), postgres.port());
+    let redis_url = Redis::shared().await.url();
+    World { database, redis_url, prefix, cache_more: String::new(), decoding: false }
+}
+
+/// A proxy before it, and the configuration that leads through that.
+async fn through(postgres: &Postgres, config: &str) -> (Proxy, String) {
+    let proxy = Proxy::to(([127, 0, 0, 1], postgres.port()).into()).await;
+    let led = config.replace(&format!(":{}/", postgres.port()), &format!(":{}/", proxy.addr().port()));
+    assert_ne!(led, config);
+    (proxy, led)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_is_kept_open_and_the_rest_is_made_for_those_who_wait_and_never_more() {
+    for (size, kept) in [(1, 1), (2, 1), (5, 3)] {
+        let world = World::new(GATED).await;
+        let app = App::start(&sized(&world, size, 3)).await;
+        open(&app, kept).await;
+        let served = readers(&app, 1, size);
+        begun(&world, i64::from(size)).await;
+        let gone = readers(&app, 20, 3);
+        waiting(&app, 3).await;
+        assert_eq!(connections(&app, "in_use").await, u64::from(size));
+        for id in 30..40 {
+            assert_eq!(get(&app, &format!("/api/slow_item/{id}")).await.expect("no panic"), 503, "the queue is full");
+        }
+        gone.iter().for_each(JoinHandle::abort);
+        waiting(&app, 0).await;
+        let patient = readers(&app, 40, 3);
+        waiting(&app, 3).await;
+        world.until(&format!("SELECT last_value = {size} FROM begun")).await;
+        world.sql("INSERT INTO gate VALUES (true)").await;
+        all_answered(served).await;
+        all_answered(patient).await;
+        open(&app, u64::from(size)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connects_that_hang_keep_nobody_from_those_that_succeed() {
+    let postgres = Postgres::start().await;
+    let world = alone(&postgres).await;
+    let (proxy, config) = through(&postgres, &sized(&world, 6, 10)).await;
+    let app = App::start(&config).await;
+    open(&app, 3).await;
+    // Somebody who takes connections and never says a word.
+    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("there is a port");
+    proxy.lead_to(silent.local_addr().expect("it is bound"));
+    let served = readers(&app, 1, 3);
+    begun(&world, 3).await;
+    let waits = readers(&app, 10, 2);
+    // Two connects hang, one beside the other.
+    let (_first, _) = silent.accept().await.expect("one comes");
+    let (_second, _) = silent.accept().await.expect("another one comes");
+    waiting(&app, 2).await;
+    proxy.lead_to(([127, 0, 0, 1], postgres.port()).into());
+    // What can be made is made, and whoever waits has it.
+    begun(&world, 5).await;
+    world.sql("INSERT INTO gate VALUES (true)").await;
+    all_answered(served).await;
+    all_answered(waits).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_no_connection_can_be_made_readers_hang_up_and_take_nothing_with_them() {
+    let mut postgres = Postgres::start().await;
+    let world = alone(&postgres).await;
+    let (proxy, config) = through(&postgres, &sized(&world, 4, 5)).await;
+    let app = App::start(&config).await;
+    open(&app, 2).await;
+    let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("there is a port");
+    proxy.lead_to(silent.local_addr().expect("it is bound"));
+    // All connections end, and none can be made.
+    postgres.kill().await;
+    open(&app, 0).await;
+    for round in 0..3 {
+        let gone = readers(&app, 10 * round + 1, 4);
+        // They wait, or are refused once it is known that the database does not answer.
+        let breaker = r#"cache_aside_breaker_state{backend="postgresql"}"#;
+        let waits = async |app: &App| connections(app, "waiting").await > 0 || app.metric(breaker).await == 2;
+        app.until("some wait", waits).await;
+        gone.iter().for_each(JoinHandle::abort);
+        waiting(&app, 0).await;
+    }
+    postgres.start_again().await;
+    proxy.lead_to(([127, 0, 0, 1], postgres.port()).into());
+    app.until("served again", async |app| app.get("/api/item/1").await.status == 200).await;
+    // As many as before.
+    let served = readers(&app, 50, 4);
+    begun(&world, 4).await;
+    let patient = readers(&app, 60, 2);
+    // Looks at the tables may wait too.
+    app.until("some wait", async |app| connections(app, "waiting").await >= 2).await;
+    world.sql("INSERT INTO gate VALUES (true)").await;
+    all_answered(served).await;
+    all_answered(patient).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_connected_before_changes_were_captured_is_made_anew() {
+    let world = World::new(GATED).await;
+    let config = sized(&world, 4, 10);
+    let app = App::launch(&config).await;
+    // Both that are kept: nobody needs another one.
+    open(&app, 2).await;
+    app.until("served", async |app| app.get("/api/item/1").await.status == 200).await;
+    assert_eq!(app.get("/api/item/1").await.expect(200).source(), "database", "nobody tells of its changes");
+    app::migrate(&config);
+    app.until("cached", async |app| app.get("/api/item/1").await.expect(200).source() == "cache").await;
+}
