@@ -250,21 +250,26 @@ async fn capture(store: &AnyStore, resource: &mut catalog::Resource) -> Result<V
 /// Asks the database now and then whether it answers, for /readyz and for the breaker before it.
 pub(super) async fn watch_database(served: Served) {
     let (store, guard) = (served.aside.store(), served.aside.guard());
-    let mut before: Option<bool> = None;
+    let mut before = None;
     loop {
         let answer = store.ping().await;
         guard.asked(&answer);
         served.aside.metrics().breaker(store.engine(), Some(guard.state()));
-        let answer = answer.map_err(|error| error.to_string());
-        if before != Some(answer.is_ok()) {
+        let refused = matches!(answer, Err(StoreError::Refused(_)));
+        let now = Some((answer.is_ok(), refused));
+        if before != now {
             match &answer {
                 Ok(()) => tracing::info!("the database answers"),
+                Err(error) if refused => tracing::warn!(%error, "the database gives us no connection"),
                 Err(error) => tracing::warn!(%error, "the database does not answer"),
             }
-            before = Some(answer.is_ok());
+            before = now;
         }
-        let answers = answer.is_ok();
-        served.health.database.store(Arc::new(answer));
-        guard.pause(answers).await;
+        let connections = store.connections();
+        // Whoever has connections serves, though there is no room for one more.
+        let serves = refused && connections.in_use + connections.idle > 0;
+        let health = if serves { Ok(()) } else { answer.clone().map_err(|error| error.to_string()) };
+        served.health.database.store(Arc::new(health));
+        guard.pause(&answer).await;
     }
 }

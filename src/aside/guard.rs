@@ -5,6 +5,9 @@
 //! can't reach the database only has it asked sooner, and one that is answered outweighs the questions that were not. While the
 //! breaker is open nobody waits for a database that does not answer: what is stale is served at once, and all else is
 //! refused at once. A store that nobody asks (a program's own loader) never opens it.
+//!
+//! A database that has no room for one more connection, or does not take our password any more, answers: whoever has a
+//! connection is served. That nobody storms it for more is the pool's to see to.
 
 use std::time::Duration;
 
@@ -58,21 +61,16 @@ impl Guard {
     pub(super) fn learn(&self, failure: Option<&StoreError>) {
         match failure {
             None => self.breaker.answered(),
-            Some(StoreError::Unavailable(_)) => {
-                if self.state() == State::HalfOpen {
-                    self.breaker.failed();
-                }
-                self.doubt.notify_one();
-            }
+            Some(StoreError::Unavailable(_)) => self.doubt.notify_one(),
             Some(_) => {}
         }
     }
 
-    /// The store was asked whether it answers. That it is busy says nothing.
+    /// The store was asked whether it answers. To refuse us is an answer too; that it is busy says nothing.
     pub fn asked(&self, answer: &Result<(), StoreError>) {
         let before = self.state();
         match answer {
-            Ok(()) => self.breaker.probed(),
+            Ok(()) | Err(StoreError::Refused(_)) => self.breaker.probed(),
             Err(StoreError::Unavailable(_) | StoreError::TimedOut) => {
                 self.breaker.failed();
             }
@@ -86,10 +84,13 @@ impl Guard {
         }
     }
 
-    /// Waits until the store is to be asked again.
-    pub async fn pause(&self, answered: bool) {
-        if !answered || self.state() != State::Closed {
-            return tokio::time::sleep(SOON).await;
+    /// Waits until the store is to be asked again after this answer.
+    pub async fn pause(&self, answer: &Result<(), StoreError>) {
+        match answer {
+            // It would have to make a connection each time, and loads that can't have one either don't hasten that.
+            Err(StoreError::Refused(_)) => return tokio::time::sleep(CALM).await,
+            Ok(()) if self.state() == State::Closed => {}
+            _ => return tokio::time::sleep(SOON).await,
         }
         let doubted = async {
             self.doubt.notified().await;
@@ -104,7 +105,7 @@ impl Guard {
 
 #[cfg(test)]
 mod tests {
-    use super::{Guard, State, StoreError};
+    use super::{CALM, Guard, State, StoreError};
 
     #[test]
     fn only_questions_open_it_and_a_load_that_is_answered_outweighs_them() {
@@ -127,12 +128,40 @@ mod tests {
         assert_eq!(guard.state(), State::Open, "that was asked before");
         guard.asked(&Ok(()));
         assert_eq!((guard.state(), guard.admit().is_ok()), (State::HalfOpen, true));
-        guard.learn(Some(&StoreError::TimedOut));
-        assert_eq!(guard.state(), State::HalfOpen, "one slow statement");
-        guard.learn(Some(&away()));
+        for failure in [StoreError::TimedOut, away()] {
+            guard.learn(Some(&failure));
+            assert_eq!(guard.state(), State::HalfOpen, "one slow statement, one connection from before");
+        }
+        guard.asked(&Err(away()));
         assert_eq!(guard.state(), State::Open);
         guard.asked(&Ok(()));
         guard.learn(None);
         assert_eq!(guard.state(), State::Closed);
+    }
+
+    #[test]
+    fn one_that_refuses_us_answers_and_is_asked_by_those_who_have_a_connection() {
+        let (guard, refused) = (Guard::default(), Err(StoreError::Refused("too many connections".into())));
+        for _ in 0..10 {
+            guard.asked(&refused);
+        }
+        assert_eq!(guard.state(), State::Closed);
+        for _ in 0..2 {
+            guard.asked(&Err(StoreError::TimedOut));
+        }
+        assert_eq!(guard.state(), State::Open);
+        guard.asked(&refused);
+        assert!(guard.admit().is_ok(), "{:?}", guard.state());
+        guard.asked(&refused);
+        assert_eq!(guard.state(), State::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_refuses_us_is_not_asked_more_often_because_many_fail() {
+        let guard = Guard::default();
+        guard.learn(Some(&StoreError::Unavailable(String::new())));
+        let begun = tokio::time::Instant::now();
+        guard.pause(&Err(StoreError::Refused(String::new()))).await;
+        assert_eq!(begun.elapsed(), CALM);
     }
 }

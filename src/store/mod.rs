@@ -17,6 +17,8 @@ mod changes;
 #[cfg(feature = "rounds")]
 mod feed;
 mod keys;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod probe;
 mod waiters;
 mod write;
 
@@ -220,7 +222,8 @@ pub trait Store: Load {
     /// Tells everybody who caches this database what a person has dropped, where there is a way to.
     fn announce(&self, dropped: &[Image]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Whether the database answers, asked beside the queue of requests.
+    /// Whether the database answers, asked beside the queue of requests. [`StoreError::Refused`]: it does, but gives us no
+    /// connection.
     fn ping(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 

@@ -5,7 +5,7 @@
 //! its place in the queue, and the connection that it was making. A statement that runs goes on to its end, or to its own
 //! timeout: what it finds is stored for the next reader, and what it writes is told to the cache.
 
-#[cfg(feature = "store")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -62,10 +62,10 @@ impl Waiters {
 }
 
 /// A place in a bounded queue; it is left when dropped.
-#[cfg(feature = "store")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) struct Place<'a>(&'a AtomicUsize);
 
-#[cfg(feature = "store")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 impl<'a> Place<'a> {
     /// `None` where `most` wait already.
     pub(super) fn take(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
@@ -74,7 +74,7 @@ impl<'a> Place<'a> {
     }
 }
 
-#[cfg(feature = "store")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use cache_aside::app::open_store;
+use cache_aside::config::{Config, Env};
+use cache_aside::store::{Store, StoreError};
+
 use crate::app::{App, World};
 use crate::faults::Proxy;
 use crate::outages::{Load, SCHEMA, config, hits};
@@ -11,7 +15,7 @@ const CACHE: &str = r#"cache_aside_breaker_state{backend="redis"}"#;
 const DATABASE: &str = r#"cache_aside_breaker_state{backend="postgresql"}"#;
 
 /// Waits until the metric is there and has this value.
-async fn until(app: &App, metric: &str, value: u64) {
+pub async fn until(app: &App, metric: &str, value: u64) {
     let line = format!("{metric} {value}");
     let what = format!("as in {line}");
     app.until(&what, async |app| app.get("/metrics").await.text.lines().any(|found| found == line)).await;
@@ -180,4 +184,69 @@ async fn a_restart_of_the_database_behind_a_pool_costs_no_read() {
     app.until("used again", async |app| app.get("/api/item/51").await.status == 200).await;
     postgres.kill().await;
     tokio::time::timeout(Duration::from_secs(10), app.get("/api/item/52")).await.expect("it is refused").expect(503);
+}
+
+/// Reads that find nothing but connections that have ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_a_restart_has_ended_cost_no_read() {
+    let mut postgres = Postgres::start().await;
+    let database = postgres.create_database().await;
+    database.client().await.batch_execute(SCHEMA).await.expect("the schema is sound");
+    let app = App::start(&config(&database.url, &Redis::shared().await.url())).await;
+    app.until("kept open", async |app| {
+        app.metric(r#"cache_aside_pool_connections{backend="postgresql",state="idle"}"#).await >= 4
+    })
+    .await;
+    postgres.kill().await;
+    until(&app, DATABASE, 2).await;
+    postgres.start_again().await;
+    until(&app, DATABASE, 0).await;
+    let before = app.metric("cache_aside_store_retries_total").await;
+    for id in 1..=20 {
+        app.get(&format!("/api/item/{id}")).await.expect(200);
+    }
+    assert_eq!(app.metric("cache_aside_store_retries_total").await, before);
+}
+
+/// A database to which a connection takes longer than a question may.
+pub async fn far_away(app: &App, proxy: &Proxy, breaker: &str) {
+    until(app, breaker, 0).await;
+    proxy.cut();
+    until(app, breaker, 2).await;
+    // A connection takes several times as long, a question once.
+    proxy.delay(Duration::from_millis(600));
+    until(app, breaker, 0).await;
+    app.until("served", async |app| app.get("/api/item/60").await.status == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_far_away_is_asked_again() {
+    let (world, port) = (World::new(SCHEMA).await, Postgres::shared().await.port());
+    let proxy = Proxy::to(([127, 0, 0, 1], port).into()).await;
+    let through = format!(":{}/", proxy.addr().port());
+    let config = world.config("invalidation: { mode: none }\nresources: { item: {} }\n");
+    let app = App::start(&config.replace(&format!(":{port}/"), &through)).await;
+    far_away(&app, &proxy, DATABASE).await;
+}
+
+/// What a service says that was just started.
+pub async fn ping(config: &str) -> Result<(), StoreError> {
+    let config = Config::from_yaml(config, "test", &Env::default()).expect("it is sound");
+    open_store(&config).expect("the URL is sound").ping().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_has_no_room_or_refuses_us_answers() {
+    let world = World::new(SCHEMA).await;
+    let guest = format!("guest_{}", world.database.name);
+    let config = world.config("resources: { item: {} }\n").replace("postgres@", &format!("{guest}@"));
+    assert!(config.contains(&guest), "{config}");
+    let refused = ping(&config).await;
+    assert!(matches!(refused, Err(StoreError::Refused(_))), "there is no such role: {refused:?}");
+    world.sql(&format!("CREATE ROLE {guest} LOGIN CONNECTION LIMIT 0")).await;
+    let refused = ping(&config).await;
+    assert!(matches!(&refused, Err(StoreError::Refused(said)) if said.contains("53300")), "{refused:?}");
+    world.sql(&format!("ALTER ROLE {guest} CONNECTION LIMIT 1")).await;
+    ping(&config).await.expect("it may");
+    world.sql(&format!("DROP ROLE {guest}")).await;
 }

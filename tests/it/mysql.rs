@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use cache_aside::app::open_store;
 use cache_aside::config::{Config, Env};
-use cache_aside::store::AnyFeed;
-use mysql_async::Conn;
+use cache_aside::store::{AnyFeed, StoreError};
 use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Error};
 use serde_json::value::RawValue;
 
 use crate::app::{App, PATIENCE, command};
+use crate::breakers::{far_away, ping, until};
+use crate::faults::Proxy;
 use crate::invalidation::{seen, warm};
 use crate::servers::{Mariadb, MariadbDatabase, Redis};
 
@@ -956,4 +958,154 @@ async fn init_prints_a_configuration_that_fits() {
     assert!(migrated.status.success(), "{migrated:?}");
     let check = command(&config, &["check"]);
     assert!(check.status.success(), "{check:?}");
+}
+
+const BREAKER: &str = r#"cache_aside_breaker_state{backend="mysql"}"#;
+const IDLE: &str = r#"cache_aside_pool_connections{backend="mysql",state="idle"}"#;
+const RETRIES: &str = "cache_aside_store_retries_total";
+const UNTOLD: &str = "invalidation: { mode: none }\nresources: { item: { write: [update] } }\n";
+
+impl World {
+    /// Ends connections to this database from outside, but for those that `spared` (a condition) names.
+    async fn kill(&self, spared: &str) {
+        let mut admin = self.database.client().await;
+        let ours = format!(
+            "SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{}' AND ID <> CONNECTION_ID() AND NOT ({spared})",
+            self.database.name
+        );
+        let ours: Vec<u64> = admin.query(ours).await.expect("it is sound");
+        for id in ours {
+            // It may have gone by itself.
+            let _ = admin.query_drop(format!("KILL {id}")).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_of_the_connections_is_kept_open_and_those_that_were_ended_cost_neither_reads_nor_writes() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let app = world.app(UNTOLD).await;
+    app.until("kept open", async |app| app.metric(IDLE).await >= 8).await;
+    let before = app.metric(RETRIES).await;
+    world.kill("FALSE").await;
+    app.get("/api/item/1").await.expect(200);
+    world.kill("FALSE").await;
+    app.patch("/api/item/2", r#"{"v":1}"#).await.expect(200);
+    world.kill("FALSE").await;
+    let paths: Vec<String> = (10..60).map(|id| format!("/api/item/{id}")).collect();
+    let all = futures_util::future::join_all(paths.iter().map(|path| app.get(path))).await;
+    assert!(all.iter().all(|reply| reply.status == 200), "{all:?}");
+    assert_eq!(app.metric(RETRIES).await, before, "each was replaced by one that is alive");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_a_restart_has_ended_cost_no_read() {
+    let mut server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let app = world.app(UNTOLD).await;
+    app.until("kept open", async |app| app.metric(IDLE).await >= 8).await;
+    server.kill().await;
+    until(&app, BREAKER, 2).await;
+    server.start_again().await;
+    until(&app, BREAKER, 0).await;
+    let before = app.metric(RETRIES).await;
+    for id in 1..=20 {
+        app.get(&format!("/api/item/{id}")).await.expect(200);
+    }
+    assert_eq!(app.metric(RETRIES).await, before);
+    // And what is kept is whole again: so many readers at once find it so.
+    app.until("kept open again", async |app| app.metric(IDLE).await >= 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_far_away_is_asked_again() {
+    let server = Mariadb::shared().await;
+    let world = World::on(server, SCHEMA).await;
+    let proxy = Proxy::to(([127, 0, 0, 1], server.port()).into()).await;
+    let through = format!(":{}/", proxy.addr().port());
+    let app = App::start(&world.config(UNTOLD).replace(&format!(":{}/", server.port()), &through)).await;
+    far_away(&app, &proxy, BREAKER).await;
+}
+
+/// An account of few rights, whose connections are counted, and a configuration that uses it.
+async fn guest(world: &World, database: &str, rest: &str) -> String {
+    let (name, guest) = (&world.database.name, "guest@'127.0.0.1'");
+    world.sql(&format!("CREATE USER {guest} WITH MAX_USER_CONNECTIONS 100; GRANT SELECT ON {name}.* TO {guest}")).await;
+    world.config_with(database, rest).replace("tester@", "guest@")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_no_room_or_refuses_us_answers() {
+    let mut server = Mariadb::start_with(&["--max-connections=20"]).await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = guest(&world, "", UNTOLD).await;
+    let url = format!("{}?prefer_socket=false", world.database.url.replace("tester@", "guest@"));
+    let refused = async |code: &str| {
+        let answer = ping(&config).await;
+        assert!(matches!(&answer, Err(StoreError::Refused(said)) if said.contains(code)), "{code}: {answer:?}");
+    };
+    ping(&config).await.expect("it may");
+    let held = Conn::from_url(&url).await.expect("it may connect");
+    world.sql("ALTER USER guest@'127.0.0.1' WITH MAX_USER_CONNECTIONS 1").await;
+    refused("(1226)").await;
+    held.disconnect().await.expect("it can go");
+    world.sql("ALTER USER guest@'127.0.0.1' WITH MAX_USER_CONNECTIONS 100").await;
+    world.sql("SET PASSWORD FOR guest@'127.0.0.1' = PASSWORD('another')").await;
+    refused("(1045)").await;
+    world.sql("SET PASSWORD FOR guest@'127.0.0.1' = ''").await;
+    let mut others = Vec::new();
+    loop {
+        match Conn::from_url(&url).await {
+            Ok(other) => others.push(other),
+            Err(Error::Server(full)) if full.code == 1040 => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    refused("(1040)").await;
+    server.kill().await;
+    let silent = ping(&config).await;
+    assert!(matches!(silent, Err(StoreError::Unavailable(_))), "{silent:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_room_for_more_serves_over_the_connections_that_there_are_and_is_not_stormed() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    world.sql("CREATE VIEW slow AS SELECT id, SLEEP(0.02) AS waited FROM item").await;
+    let rest = UNTOLD.replace("item: { write: [update] }", "slow: { key: id }");
+    let config = guest(&world, ", statement_timeout: 9s", &rest).await;
+    // One is for the question whether it answers.
+    world.sql("ALTER USER guest@'127.0.0.1' WITH MAX_USER_CONNECTIONS 4").await;
+    let app = App::start(&config).await;
+    let tried = "SELECT CAST(VARIABLE_VALUE AS SIGNED) FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = 'CONNECTIONS'";
+    let before = world.number(tried).await;
+    let paths: Vec<String> = (1..=100).map(|id| format!("/api/slow/{id}")).collect();
+    let all = futures_util::future::join_all(paths.iter().map(|path| app.get(path))).await;
+    let bad: Vec<_> = all.iter().filter(|reply| reply.status != 200).collect();
+    assert!(bad.is_empty(), "{} of 100 failed: {:?}", bad.len(), bad[0]);
+    let tries = world.number(tried).await - before;
+    // As many at once as may be, before anybody knows; from then on two per second.
+    assert!(tries < 50, "{tries} connections were asked for");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_has_connections_stays_ready_though_it_gets_no_more() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    let config = guest(&world, ", pool_size: 4", &UNTOLD.replace("{ write: [update] }", "{}")).await;
+    let app = App::start(&config).await;
+    app.until("kept open", async |app| app.metric(IDLE).await >= 2).await;
+    world.sql("ALTER USER guest@'127.0.0.1' WITH MAX_USER_CONNECTIONS 1").await;
+    // The question is asked all the time: what was used least recently is one of the pool's.
+    let least = "SELECT QUERY_ID FROM information_schema.PROCESSLIST WHERE USER = 'guest' ORDER BY QUERY_ID LIMIT 1";
+    world.kill(&format!("USER = 'guest' AND QUERY_ID = {}", world.number(least).await)).await;
+    app.until("refused", async |app| app.log().contains("the database gives us no connection")).await;
+    for id in 1..=20 {
+        app.get(&format!("/api/item/{id}")).await.expect(200);
+        assert_eq!(app.get("/readyz").await.expect(200).status, 200);
+    }
+    until(&app, BREAKER, 0).await;
+    world.sql("ALTER USER guest@'127.0.0.1' WITH MAX_USER_CONNECTIONS 100").await;
+    app.until("let in again", async |app| app.log().matches("the database answers").count() > 1).await;
 }

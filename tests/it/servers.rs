@@ -215,7 +215,7 @@ const MARIADB_SETTINGS: [&str; 9] = [
     "--innodb-buffer-pool-size=64M",
     "--innodb-log-file-size=16M",
     "--performance-schema=OFF",
-    "--max-connections=200",
+    "--max-connections=500",
     "--character-set-server=utf8mb4",
     "--init-file=init.sql",
 ];

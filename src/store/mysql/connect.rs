@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::runtime::Handle;
 
+use crate::store::StoreError;
 use crate::{config, store};
 
 /// Statements that one connection keeps prepared.
@@ -64,6 +65,8 @@ pub(super) struct Made {
     pub(super) origin: u64,
     pub(super) text: String,
     pub(super) created: Instant,
+    /// When it was known to be alive.
+    pub(super) answered: tokio::time::Instant,
 }
 
 impl Connector {
@@ -106,8 +109,14 @@ impl Connector {
         self.origin.load().text.clone()
     }
 
-    /// A connection that is set up. It lives in the store's own runtime, whoever asks for it: it would die with a worker's.
-    pub(super) async fn connect(self: &Arc<Self>) -> Result<Made, store::StoreError> {
+    /// A connection that is set up. Why there is none is an outage, whatever the server said.
+    pub(super) async fn connect(self: &Arc<Self>) -> Result<Made, StoreError> {
+        self.open().await.map_err(super::out_of_reach)
+    }
+
+    /// The same; [`StoreError::Refused`] where the server answers, and has no room or does not let us in. It lives in the
+    /// store's own runtime, whoever asks for it: it would die with a worker's.
+    pub(super) async fn open(self: &Arc<Self>) -> Result<Made, StoreError> {
         let connector = Arc::clone(self);
         let connecting = async move {
             let mut conn = Conn::new(connector.opts.clone()).await?;
@@ -119,13 +128,14 @@ impl Connector {
                 let since = Some(created);
                 connector.origin.store(Arc::new(Origin { text: text.clone(), fingerprint, since }));
             }
-            Ok::<_, Error>(Made { conn, origin: fingerprint, text, created })
+            let answered = tokio::time::Instant::now();
+            Ok::<_, Error>(Made { conn, origin: fingerprint, text, created, answered })
         };
         // Bounded in here: whoever waits may give up, and this task would go on.
         match self.runtime.spawn(tokio::time::timeout(super::CONNECT, connecting)).await {
-            Ok(Ok(made)) => made.map_err(|refused| super::unreachable(&refused)),
-            Ok(Err(_)) => Err(store::StoreError::Unavailable("connecting took too long".into())),
-            Err(_) => Err(store::StoreError::Unavailable("the service is stopping".into())),
+            Ok(Ok(made)) => made.map_err(|failed| super::unanswered(&failed)),
+            Ok(Err(_)) => Err(StoreError::Unavailable("connecting took too long".into())),
+            Err(_) => Err(StoreError::Unavailable("the service is stopping".into())),
         }
     }
 

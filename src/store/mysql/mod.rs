@@ -32,8 +32,9 @@ use tokio::sync::Mutex;
 
 use self::connect::Connector;
 pub use self::feed::Feed;
-use self::pool::Pool;
-use self::refusal::{Failure, meaning, unreachable};
+use self::pool::{Checked, Pool};
+use self::refusal::{Failure, meaning, out_of_reach, unanswered};
+use super::probe::{Probe, QUESTION};
 use super::{
     Batch, Captured, Connections, LastWord, Load, Page, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError,
     Written,
@@ -58,10 +59,10 @@ pub struct MysqlStore {
 
 struct Inner {
     connector: Arc<Connector>,
-    pool: Pool,
+    pool: Arc<Pool>,
     statement_timeout: Duration,
     /// Outside the pool, so that a long queue is not taken for a dead database.
-    probe: Mutex<Option<Conn>>,
+    probe: Mutex<Probe<Conn>>,
     /// What was last found of the triggers: all resources are looked at together.
     installed: Mutex<Option<capture::Seen>>,
 }
@@ -87,7 +88,7 @@ impl MysqlStore {
                 connector,
                 pool,
                 statement_timeout: config.statement_timeout,
-                probe: Mutex::new(None),
+                probe: Mutex::default(),
                 installed: Mutex::new(None),
             }),
         })
@@ -115,8 +116,8 @@ impl MysqlStore {
         self.inner.connector.database()
     }
 
-    /// Runs one prepared statement, and says which database answered. A connection that proves dead is replaced once:
-    /// reading twice is safe.
+    /// Runs one prepared statement, and says which database answered. A connection that proves dead is replaced once, by one
+    /// that is known to be alive: reading twice is safe.
     async fn fetch(&self, sql: &str, params: Vec<Value>) -> Result<(Vec<Row>, u64), StoreError> {
         self.fetch_for(&Waiters::default(), sql, params).await
     }
@@ -125,21 +126,26 @@ impl MysqlStore {
     async fn fetch_for(&self, waiters: &Waiters, sql: &str, params: Vec<Value>) -> Result<(Vec<Row>, u64), StoreError> {
         let mut retried = false;
         loop {
-            let mut checked = waiters.or(self.inner.pool.checkout()).await?;
-            let (origin, was_kept) = (checked.origin(), checked.was_kept());
+            let mut checked = waiters.or(self.checkout(retried)).await?;
+            let origin = checked.origin();
             let params = if params.is_empty() { Params::Empty } else { Params::Positional(params.clone()) };
             let asked = tokio::time::timeout(self.limit(), checked.begin()?.exec(sql, params)).await;
             match checked.end(asked) {
                 Ok(rows) => return Ok((rows, origin)),
-                Err(failed) if failed.was_lost() && was_kept && !retried => retried = true,
-                // The server ends connections before it goes, and forgets statements when a table was altered.
-                Err(Failure::Server(refusal)) if matches!(refusal.code, 1053 | 1243 | 1615 | 1927) && !retried => {
+                Err(failed) if failed.was_lost() && !retried => retried = true,
+                // It forgets statements when a table was altered.
+                Err(Failure::Server(refusal)) if matches!(refusal.code, 1243 | 1615) && !retried => {
                     checked.forget();
                     retried = true;
                 }
                 Err(failed) => return Err(failed.into()),
             }
         }
+    }
+
+    /// A connection; one that is known to be alive `again`, after another one proved dead.
+    async fn checkout(&self, again: bool) -> Result<Checked<'_>, StoreError> {
+        if again { self.inner.pool.checkout_alive().await } else { self.inner.pool.checkout().await }
     }
 
     /// How long the client waits for one statement.
@@ -295,20 +301,17 @@ impl Store for MysqlStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         let mut probe = self.inner.probe.lock().await;
-        let kept = probe.take().filter(|conn| !conn.is_disconnected());
-        let mut conn = match kept {
-            Some(conn) => conn,
-            None => match tokio::time::timeout(Duration::from_secs(1), self.inner.connector.connect()).await {
-                Ok(made) => made?.conn,
-                Err(_) => return Err(StoreError::TimedOut),
-            },
-        };
-        let asked = tokio::time::timeout(Duration::from_secs(1), conn.query_drop("SELECT 1")).await;
-        if let Ok(Ok(())) = asked {
-            *probe = Some(conn);
-            return Ok(());
+        if let Some(mut conn) = probe.take().filter(|conn| !conn.is_disconnected()) {
+            let asked = tokio::time::timeout(QUESTION, conn.query_drop("SELECT 1")).await;
+            if let Ok(Ok(())) = asked {
+                probe.keep(conn);
+                return Ok(());
+            }
+            close(conn);
+            return asked.map_or(Err(StoreError::TimedOut), |failed| failed.map_err(|failed| unanswered(&failed)));
         }
-        close(conn);
-        asked.map_or(Err(StoreError::TimedOut), |failed| failed.map_err(|failed| unreachable(&failed)))
+        let connector = Arc::clone(&self.inner.connector);
+        let making = async move { connector.open().await.map(|made| made.conn) };
+        probe.make(self.inner.connector.runtime(), making).await
     }
 }

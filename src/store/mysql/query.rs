@@ -157,7 +157,7 @@ impl MysqlStore {
             let words = format!("the statement takes {} parameters, and params: names {declared}", translated.count());
             return Ok((resource, vec![Problem::fatal(words)]));
         }
-        let mut checked = self.inner.pool.checkout().await?;
+        let mut checked = self.checkout(true).await?;
         let asked = tokio::time::timeout(self.limit(), tried(checked.begin()?, &translated)).await;
         match checked.end(asked) {
             Ok(()) => Ok((resource, Vec::new())),
@@ -185,8 +185,8 @@ impl MysqlStore {
         let declared = &*resource.name != "query";
         let mut retried = false;
         loop {
-            let mut checked = waiters.or(self.inner.pool.checkout()).await?;
-            let (origin, was_kept) = (checked.origin(), checked.was_kept());
+            let mut checked = waiters.or(self.checkout(retried)).await?;
+            let origin = checked.origin();
             let conn = checked.begin()?;
             let run = async {
                 if declared {
@@ -208,7 +208,7 @@ impl MysqlStore {
             }
             match checked.end(collected) {
                 Ok(Collected { json, truncated, .. }) => return Ok(Rows { origin, json: json.into(), truncated }),
-                Err(failed) if failed.was_lost() && was_kept && !retried => retried = true,
+                Err(failed) if failed.was_lost() && !retried => retried = true,
                 Err(Failure::Server(refusal)) if declared => return Err(super::meaning(&refusal)),
                 Err(Failure::Server(refusal)) => return Err(of_statement(&refusal)),
                 Err(failed) => return Err(failed.into()),

@@ -24,6 +24,7 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
+            Error::Server(refusal) if has_ended(&refusal) => Self::Lost(said(&refusal)),
             Error::Server(refusal) => Self::Server(refusal),
             // The driver's text holds no statement and no password.
             other => Self::Lost(other.to_string()),
@@ -43,7 +44,7 @@ impl From<Failure> for StoreError {
 
 /// What a "no" of the server means for a statement that was sound before.
 pub(super) fn meaning(refusal: &ServerError) -> StoreError {
-    let said = format!("{} ({})", refusal.message, refusal.code);
+    let said = said(refusal);
     match refusal.code {
         // Statement timeout (MySQL, MariaDB), killed, waited too long for a lock.
         3024 | 1969 | 1317 | 1205 => StoreError::TimedOut,
@@ -76,10 +77,32 @@ pub(super) fn of_statement(refusal: &ServerError) -> StoreError {
     }
 }
 
-/// Why there is no connection: whatever the server said, the database is out of reach for us.
-pub(super) fn unreachable(error: &Error) -> StoreError {
-    StoreError::Unavailable(match error {
-        Error::Server(refusal) => format!("{} ({})", refusal.message, refusal.code),
-        other => other.to_string(),
-    })
+/// Why there is no connection, or no answer to the question whether it answers. Whoever refuses (too many connections, a
+/// password that was changed) does answer.
+pub(super) fn unanswered(error: &Error) -> StoreError {
+    match error {
+        // Its state says that it is going, or not there yet.
+        Error::Server(refusal) if has_ended(refusal) || refusal.state == "08S01" => {
+            StoreError::Unavailable(said(refusal))
+        }
+        Error::Server(refusal) => StoreError::Refused(said(refusal)),
+        other => StoreError::Unavailable(other.to_string()),
+    }
+}
+
+/// The same for whoever needs a connection: whatever the server said, the database is out of reach.
+pub(super) fn out_of_reach(unanswered: StoreError) -> StoreError {
+    match unanswered {
+        StoreError::Refused(said) => StoreError::Unavailable(said),
+        other => other,
+    }
+}
+
+fn said(refusal: &ServerError) -> String {
+    format!("{} ({})", refusal.message, refusal.code)
+}
+
+/// Whether this ends the session: the server goes, somebody killed the connection, or nobody used it for too long.
+fn has_ended(refusal: &ServerError) -> bool {
+    matches!(refusal.code, 1053 | 1079 | 1080 | 1927 | 3169 | 4031)
 }

@@ -69,14 +69,14 @@ pub(super) async fn run(
     last: &LastWord,
     waiters: &Waiters,
 ) -> Result<Written, WriteError> {
-    let mut again = 2;
+    let (mut again, mut found_dead) = (2, false);
     loop {
-        match attempt(store, resource, &write, last, waiters).await? {
+        match attempt(store, resource, &write, last, waiters, found_dead).await? {
             Outcome::Written(written) => return Ok(written),
             Outcome::Refused(refused) => return Err(refused),
             // The database undid the transaction because of others, or was never asked; the same words may succeed now.
             Outcome::Server(refusal) if again > 0 && refusal.code == 1213 => again -= 1,
-            Outcome::Dead if again > 0 => again -= 1,
+            Outcome::Dead if !found_dead => found_dead = true,
             Outcome::Dead => return Err(StoreError::Unavailable("the connection was lost".into()).into()),
             Outcome::Server(refusal) => return Err(explain(store, resource, &write, &refusal).await),
         }
@@ -89,16 +89,16 @@ async fn attempt(
     write: &Write,
     last: &LastWord,
     waiters: &Waiters,
+    found_dead: bool,
 ) -> Result<Outcome, WriteError> {
-    let mut checked = waiters.or(store.inner.pool.checkout()).await?;
-    let was_kept = checked.was_kept();
+    let mut checked = waiters.or(store.checkout(found_dead)).await?;
     let mut token = [0_u8; 16];
     getrandom::fill(&mut token).map_err(|error| StoreError::Unavailable(error.to_string()))?;
     let started = Started::now(store, resource, &token);
     let began = tokio::time::timeout(store.limit(), started.begin(checked.begin()?)).await;
     let before = match checked.end(began) {
         Ok(before) => before,
-        Err(failed) if failed.was_lost() && was_kept => return Ok(Outcome::Dead),
+        Err(failed) if failed.was_lost() => return Ok(Outcome::Dead),
         Err(Failure::Server(refusal)) => {
             checked.forget();
             return Err(meaning(&refusal).into());

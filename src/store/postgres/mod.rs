@@ -33,11 +33,12 @@ use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
 
-use self::connect::Connector;
+use self::connect::{CONNECT, Connector};
 pub use self::feed::Feed;
 use self::pool::{Checked, Pool};
 use self::replica::Replica;
 pub use self::wal::Decoder;
+use super::probe::{Probe, QUESTION};
 use super::{
     Batch, Captured, Connections, LastWord, Load, Page, Rows, Store, StoreError, Waiters, Wanted, Write, WriteError,
     Written,
@@ -63,7 +64,7 @@ struct Inner {
     /// A standby that fills may read from.
     replica: Option<Replica>,
     /// Outside the pool, so that a long queue is not taken for a dead database.
-    probe: Mutex<Option<tokio_postgres::Client>>,
+    probe: Mutex<Probe<tokio_postgres::Client>>,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -90,7 +91,7 @@ impl PostgresStore {
                 replica,
                 statement_timeout: config.statement_timeout,
                 decodes: mode == config::InvalidationMode::Wal,
-                probe: Mutex::new(None),
+                probe: Mutex::default(),
             }),
         };
         if store.inner.replica.is_some() {
@@ -251,6 +252,17 @@ fn unreachable(error: &tokio_postgres::Error) -> StoreError {
     StoreError::Unavailable(refusal.unwrap_or_else(|| error.to_string()))
 }
 
+/// Why the question whether it answers failed. Whoever refuses (too many connections, a password that was changed) does
+/// answer: those who have a connection are served.
+fn unanswered(failed: &tokio_postgres::Error) -> StoreError {
+    match failed.as_db_error() {
+        Some(refusal) if !refusal.code().code().starts_with("57P0") && !refusal.code().code().starts_with("08") => {
+            StoreError::Refused(format!("{} ({})", refusal.message(), refusal.code().code()))
+        }
+        _ => unreachable(failed),
+    }
+}
+
 /// The text of a value, without a copy on the way to the cache.
 struct Text(Bytes);
 
@@ -392,28 +404,18 @@ impl Store for PostgresStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         let mut probe = self.inner.probe.lock().await;
-        let asked = async {
-            let client = match probe.take().filter(|client| !client.is_closed()) {
-                Some(client) => client,
-                None => self.inner.connector.open().await?,
-            };
-            client.simple_query("SELECT 1").await?;
-            Ok::<_, tokio_postgres::Error>(client)
-        };
-        match tokio::time::timeout(Duration::from_secs(1), asked).await {
-            Ok(Ok(client)) => {
-                *probe = Some(client);
-                Ok(())
-            }
-            Ok(Err(failed)) => match failed.code().map(SqlState::code) {
-                // Whoever refuses (too many connections, a password that was changed) does answer: those who have a
-                // connection are served.
-                Some(code) if !code.starts_with("57P0") && !code.starts_with("08") => {
-                    Err(StoreError::Refused(unreachable(&failed).to_string()))
-                }
-                _ => Err(unreachable(&failed)),
-            },
-            Err(_) => Err(StoreError::TimedOut),
+        if let Some(client) = probe.take().filter(|client| !client.is_closed()) {
+            let asked = tokio::time::timeout(QUESTION, client.simple_query("SELECT 1")).await;
+            asked.map_err(|_| StoreError::TimedOut)?.map_err(|failed| unanswered(&failed))?;
+            probe.keep(client);
+            return Ok(());
         }
+        let connector = self.inner.connector.clone();
+        let runtime = connector.runtime().clone();
+        let making = async move {
+            let opened = tokio::time::timeout(CONNECT, connector.open()).await;
+            opened.map_err(|_| StoreError::TimedOut)?.map_err(|failed| unanswered(&failed))
+        };
+        probe.make(&runtime, making).await
     }
 }
