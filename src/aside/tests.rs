@@ -1,5 +1,8 @@
 //! The heart on paused time, with a store that does as it is told: the moments that no real database can be made to hit.
 
+mod late;
+mod lost;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
