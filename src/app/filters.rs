@@ -9,7 +9,7 @@ use crate::cache::redis::{FilterState, RedisCache, bytes_for};
 use crate::catalog::{Resource, State};
 use crate::config::Config;
 use crate::served::Served;
-use crate::store::{Keys, Store, StoreError};
+use crate::store::{Keys, Load, StoreError};
 
 /// Between two looks whether a filter is to be built.
 const LOOK: Duration = Duration::from_millis(200);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::answer::{Forward, Source};
@@ -50,19 +51,28 @@ struct Sorted {
     wait: Vec<(Led, Option<Stale>)>,
 }
 
+/// Which way a flight goes.
+pub(super) enum Way {
+    /// Through the cache; with a permit where nobody knows whether it answers.
+    Through(Option<OwnedSemaphorePermit>),
+    /// Past it.
+    Past,
+}
+
 /// Flies all of `led`, which are rows of one resource or a single list.
-pub(super) async fn run<C, S>(core: Arc<Core<C, S>>, led: Vec<Led>, bypass: bool)
+pub(super) async fn run<C, S>(core: Arc<Core<C, S>>, led: Vec<Led>, way: Way)
 where
     C: Cache + Clone + 'static,
     S: Load + 'static,
 {
     let began = Instant::now();
     let flight = Flight { core: &core, began };
-    if bypass {
+    let Way::Through(probe) = way else {
         flight.load(led.into_iter().map(|led| led.unstored(Forward::Bypass)).collect()).await;
         return;
-    }
+    };
     let sorted = flight.lease(led).await;
+    drop(probe);
     tokio::join!(flight.load(sorted.load), flight.wait(sorted.wait));
 }
 
@@ -84,13 +94,18 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         if led.is_empty() {
             return sorted;
         }
-        let covers: Vec<u32> = led.iter().map(|led| led.pilot.advance()).collect();
-        let places: Vec<Place<'_>> = led.iter().map(|led| led.target.place()).collect();
-        let Ok(leases) = self.core.asked("lease", self.core.cache.lease(&places, LOCK)).await else {
+        let asked = match self.ask(&led).await {
+            // On a busy machine a reply may be late, and loading past the cache would be a query too many. A cache that does
+            // not answer at all is soon not asked any more: then this costs nothing. Should the lease that nobody heard of
+            // have been given, the second waits for its end as for anybody's.
+            Err(CacheError::TimedOut) => self.ask(&led).await,
+            asked => asked,
+        };
+        let Ok(leases) = asked else {
             sorted.load = led.into_iter().map(|led| led.unstored(Forward::Bypass)).collect();
             return sorted;
         };
-        for ((led, covers), lease) in led.into_iter().zip(covers).zip(leases) {
+        for (led, (covers, lease)) in led.into_iter().zip(leases) {
             match lease {
                 Lease::Hit(entry) => {
                     let landed =
@@ -116,6 +131,14 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             }
         }
         sorted
+    }
+
+    /// Asks for leases once; each with whom the reply covers.
+    async fn ask(&self, led: &[Led]) -> Result<Vec<(u32, Lease)>, CacheError> {
+        let covers: Vec<u32> = led.iter().map(|led| led.pilot.advance()).collect();
+        let places: Vec<Place<'_>> = led.iter().map(|led| led.target.place()).collect();
+        let leases = self.core.asked("lease", self.core.cache.lease(&places, LOCK)).await?;
+        Ok(covers.into_iter().zip(leases).collect())
     }
 
     /// Waits for other processes' fills; takes over where a lock ends, and goes past those that take too long.
@@ -168,7 +191,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
             waiting = still;
             let sorted = self.lease(again).await;
             waiting.extend(sorted.wait);
-            self.load(sorted.load).await;
+            if !sorted.load.is_empty() {
+                // Whoever waits for another's fill does not wait for this load too.
+                tokio::join!(self.load(sorted.load), Box::pin(self.wait(waiting)));
+                return;
+            }
         }
     }
 

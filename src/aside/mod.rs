@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 pub use answer::{Answer, Ask, Forward, ReadError, Source, Status};
 use flight::Flights;
@@ -97,6 +98,8 @@ struct Core<C, S> {
     /// Whether the store is asked.
     guard: Guard,
     flights: Flights,
+    /// Flights that ask a cache of which nobody knows whether it answers.
+    probes: Arc<Semaphore>,
     refreshes: Refreshes,
     limits: Limits,
     metrics: Arc<Metrics>,
@@ -122,12 +125,12 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// The same for one of several stores behind a cache, whose writes are settled together.
     #[must_use]
     pub fn beside(cache: C, store: S, limits: Limits, metrics: Arc<Metrics>, writes: Writes) -> Self {
-        let flights = Flights::default();
         let core = Core {
             cache: cache.clone(),
             store,
             guard: Guard::default(),
-            flights,
+            flights: Flights::default(),
+            probes: Arc::new(Semaphore::new(read::PROBES)),
             refreshes: Refreshes::new(limits.refreshes),
             limits,
             metrics,

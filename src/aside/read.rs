@@ -1,11 +1,12 @@
 //! One read.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout_at;
 
 use super::answer::{Answer, Ask, Forward, ReadError, Source, Status};
-use super::fill::{self, Led};
+use super::fill::{self, Led, Way};
 use super::flight::{Arrived, Boarded, Landing, Passenger};
 use super::{Aside, Core, LOCK, refresh};
 use crate::cache::entry::Entry;
@@ -18,6 +19,9 @@ use crate::telemetry::Outcome;
 const GATHER: Duration = Duration::from_millis(2);
 /// So many flights in a row may end without a landing before a reader gives up.
 pub(super) const LOST: u32 = 3;
+/// So many flights at once may ask for leases where nobody knows whether the cache answers. On a busy machine these are the
+/// herds; of a cache that hangs no more readers than these wait twice, and they are enough to open its breaker.
+pub(super) const PROBES: usize = 6;
 
 impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     /// Reads one row or list.
@@ -52,6 +56,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let mut late = false;
         loop {
             let looked = Instant::now();
+            let mut doubtful = false;
             // What is being loaded here was not in the cache: ten thousand who ask for it at once ask the flight first.
             let open = (path == Path::Lookup && !late && !ask.only_if_cached)
                 .then(|| self.core.flights.board_if_open(target.entry()))
@@ -62,9 +67,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             if !unseen && matches!(path, Path::Lookup | Path::Again) {
                 match self.core.asked("get", self.cache.read(self.core.place(target, looked))).await {
                     Ok(Lookup::Fresh(entry)) => return Ok(self.hit(target, ask, entry, looked)),
-                    // Only this reader's reply was late, on a busy machine: the cache is there, and the lease goes over
-                    // another connection.
-                    Err(CacheError::TimedOut) if self.core.cache.answered_since(target.entry(), looked) => {}
+                    Err(error) if is_own(error) => {
+                        doubtful = !self.core.cache.answered_since(target.entry(), looked);
+                    }
                     Err(_) => path = Path::Bypass,
                     Ok(_) => {}
                 }
@@ -76,7 +81,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             let (led, mut passenger) = open.map_or_else(|| self.core.board(target), |passenger| (None, passenger));
             let leads = led.is_some();
             if let Some(led) = led {
-                self.core.fly(vec![led], path == Path::Bypass, late);
+                self.core.fly(vec![led], self.core.way(path, doubtful), late);
             }
             let mut arrived = None;
             if unseen {
@@ -138,6 +143,12 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
     }
 }
 
+/// Whether a lookup failed for a reason that may be its connection's alone: late on a busy machine, or not used just now.
+/// Leases go over another one, and find out at no cost if that is not used either.
+pub(super) fn is_own(error: CacheError) -> bool {
+    matches!(error, CacheError::TimedOut | CacheError::Disconnected)
+}
+
 /// Which way a read goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Path {
@@ -183,16 +194,29 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
         }
     }
 
+    /// Which way the flight of such a read goes.
+    ///
+    /// `doubtful`: its lookup failed, and the cache has answered nothing else meanwhile.
+    pub(super) fn way(&self, path: Path, doubtful: bool) -> Way {
+        match (path, doubtful) {
+            (Path::Bypass, _) => Way::Past,
+            (_, false) => Way::Through(None),
+            (_, true) => {
+                Arc::clone(&self.probes).try_acquire_owned().map_or(Way::Past, |probe| Way::Through(Some(probe)))
+            }
+        }
+    }
+
     /// Starts flights that no request's end can stop.
     ///
     /// `gather`: others were too late for the flight before this one, as its leader was; they get a moment to board.
-    pub(super) fn fly(self: &std::sync::Arc<Self>, led: Vec<Led>, bypass: bool, gather: bool) {
-        let core = std::sync::Arc::clone(self);
+    pub(super) fn fly(self: &Arc<Self>, led: Vec<Led>, way: Way, gather: bool) {
+        let core = Arc::clone(self);
         self.runtime.spawn(async move {
             if gather {
                 tokio::time::sleep(GATHER).await;
             }
-            fill::run(core, led, bypass).await;
+            fill::run(core, led, way).await;
         });
     }
 

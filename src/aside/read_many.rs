@@ -7,9 +7,9 @@ use tokio::time::timeout_at;
 
 use super::answer::{Answer, Ask, ReadError, Status};
 use super::flight::Arrived;
-use super::read::{LOST, Path};
+use super::read::{LOST, Path, is_own};
 use super::{Aside, refresh};
-use crate::cache::{Cache, CacheError, Lookup, Place};
+use crate::cache::{Cache, Lookup, Place};
 use crate::catalog::Target;
 use crate::store::Load;
 use crate::telemetry::Outcome;
@@ -63,6 +63,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let mut lost = 0;
         for round in 0.. {
             let looked = Instant::now();
+            let mut doubtful = false;
             if matches!(path, Path::Lookup | Path::Again) {
                 let asked: Vec<Place<'_>> =
                     open.iter().map(|index| self.core.place(distinct[*index], looked)).collect();
@@ -83,8 +84,10 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                         }
                         open.retain(|index| answers[*index].is_none());
                     }
-                    // As for a single read: late on its way, and not away.
-                    Err(CacheError::TimedOut) if self.core.cache.answered_since(distinct[open[0]].entry(), looked) => {}
+                    // As for a single read.
+                    Err(error) if is_own(error) => {
+                        doubtful = !self.core.cache.answered_since(distinct[open[0]].entry(), looked);
+                    }
                     Err(_) => path = Path::Bypass,
                 }
             }
@@ -103,8 +106,9 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                 led.extend(pilot);
             }
             if !led.is_empty() {
-                self.core.fly(led, path == Path::Bypass, round > 0);
+                self.core.fly(led, self.core.way(path, doubtful), round > 0);
             }
+            let mut lost_one = false;
             for (index, leads, mut passenger) in passengers {
                 let arrived = timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)?;
                 match arrived {
@@ -112,9 +116,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                         answers[index] = Some(self.core.arrived(distinct[index], path, landing, leads, cache)?);
                     }
                     Arrived::TooEarly => {}
-                    Arrived::Lost => lost += 1,
+                    Arrived::Lost => lost_one = true,
                 }
             }
+            // A flight that is lost has all its keys on board: that is one, however many they are.
+            lost += u32::from(lost_one);
             open.retain(|index| answers[*index].is_none());
             if open.is_empty() || lost >= LOST {
                 break;

@@ -24,7 +24,7 @@ pub struct Policy {
     pub stale_if_error: Duration,
     /// How long past its TTL an entry is served while one reader refreshes it.
     pub stale_while_revalidate: Duration,
-    /// How eagerly an entry is refreshed before its TTL ends: `XFetch`'s beta; 0: never.
+    /// How eagerly an entry is refreshed before its TTL ends; 0: never.
     pub refresh_ahead: f64,
     /// How long an in-process tier may hold an entry; zero: not at all.
     pub local_ttl: Duration,

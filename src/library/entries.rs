@@ -79,8 +79,8 @@ impl<K, V> EntriesBuilder<K, V> {
         self
     }
 
-    /// How eagerly a value that is read often is loaded again before its TTL ends, so that nobody waits for it: the beta of
-    /// `XFetch`. 0: never; more than 1: earlier. Default 1.
+    /// How eagerly a value that is read often is loaded again before its TTL ends, so that nobody waits for it: so many times
+    /// two to three times what its last load took, and 25 to 50 ms, before that end. 0: never. Default 1.
     pub fn refresh_ahead(mut self, beta: f64) -> Self {
         self.policy.refresh_ahead = if beta.is_finite() { beta.max(0.0) } else { 0.0 };
         self

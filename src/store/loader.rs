@@ -80,4 +80,9 @@ impl Load for Loader {
     async fn query(&self, _: &Resource, _: &[Param], _: &Waiters) -> Result<Rows, StoreError> {
         Err(StoreError::BadStatement("a loader runs no statements".into()))
     }
+
+    /// Its queue, if there is one, is the program's.
+    fn is_pressed(&self) -> bool {
+        false
+    }
 }

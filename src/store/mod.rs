@@ -179,6 +179,9 @@ pub trait Load: Send + Sync {
         params: &[Param],
         waiters: &Waiters,
     ) -> impl Future<Output = Result<Rows, StoreError>> + Send;
+
+    /// Whether requests wait for a connection now: whatever can wait should.
+    fn is_pressed(&self) -> bool;
 }
 
 /// A database of rows.
@@ -212,9 +215,6 @@ pub trait Store: Load {
         after: Option<&Key>,
         most: usize,
     ) -> impl Future<Output = Result<Page, StoreError>> + Send;
-
-    /// Whether requests wait for a connection now: whatever can wait should.
-    fn is_pressed(&self) -> bool;
 
     /// How far changes of these tables by anybody are captured, in their order.
     fn captured(&self, wanted: &[Wanted]) -> impl Future<Output = Result<Vec<Captured>, StoreError>> + Send;
@@ -361,6 +361,10 @@ impl Load for AnyStore {
     async fn query(&self, resource: &Resource, params: &[Param], waiters: &Waiters) -> Result<Rows, StoreError> {
         each!(self, store => store.query(resource, params, waiters))
     }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
+    }
 }
 
 #[cfg(feature = "store")]
@@ -389,10 +393,6 @@ impl Store for AnyStore {
 
     async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
         each!(self, store => store.keys(resource, after, most))
-    }
-
-    fn is_pressed(&self) -> bool {
-        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

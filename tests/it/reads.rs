@@ -228,7 +228,7 @@ async fn headers_tell_how_an_answer_came() {
 #[tokio::test]
 async fn entries_end_with_their_ttl_and_not_found_with_its_own() {
     let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
-    let app = world.app("resources: { item: { ttl: 2s, negative_ttl: 300ms } }").await;
+    let app = world.app("resources: { item: { ttl: 2s, negative_ttl: 300ms, refresh_ahead: 0 } }").await;
     app.get("/api/item/1").await.expect(200);
     app.get("/api/item/2").await.expect(404);
     assert_eq!(app.get("/api/item/1").await.source(), "cache");

@@ -34,9 +34,9 @@ fn readers(app: &App, path: &str, stop: &Arc<AtomicBool>) -> Vec<tokio::task::Jo
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hot_key_passes_its_ttl_again_and_again_and_no_reader_waits() {
     let world = patient_world().await;
-    // Each load takes 200 ms.
-    let resources =
-        "invalidation: { max_staleness: 10s }\nresources: { slow_item: { key: id, ttl: 2s, ttl_jitter: 0 } }";
+    // Each load takes 200 ms, and is begun so early that nobody waits where the machine stands still for a moment.
+    let resources = "invalidation: { max_staleness: 10s }\n\
+                     resources: { slow_item: { key: id, ttl: 2s, ttl_jitter: 0, refresh_ahead: 3 } }";
     let apps = [world.app(resources).await, world.app(resources).await];
     apps[0].get("/api/slow_item/7").await.expect(200);
     let before = evaluations(&world).await;

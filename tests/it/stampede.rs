@@ -1,6 +1,7 @@
 //! Many readers of one cold key, and fillers that pause or die: one query, and nothing stale.
 
 use crate::app::{App, World};
+use crate::servers::Redis;
 
 /// Each evaluation of a row takes 200 ms and is counted.
 pub const SCHEMA: &str = "
@@ -41,6 +42,34 @@ pub async fn four_hundred_readers(world: World) {
         + apps[1].metric(r#"cache_aside_coalesced_total{resource="slow_item"}"#).await;
     // How many came before it was stored is the machine's business.
     assert!(coalesced >= 1, "{coalesced}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_that_answers_late_costs_no_second_query() {
+    let (world, redis) = (World::new(SCHEMA).await, Redis::start().await);
+    let world = World { cache_more: ", timeout: 1s".into(), ..world }.on(&redis);
+    let resources = format!("invalidation: {{ max_staleness: 10s }}\n{RESOURCES}");
+    let apps = [world.app(&resources).await, world.app(&resources).await];
+    for app in &apps {
+        app.until("cached", async |app| app.get("/api/item/1").await.source() == "cache").await;
+    }
+    let before = evaluations(&world).await;
+    redis.pause();
+    let reads = (0..40).map(|index| {
+        let (client, url) = (apps[index % 2].client.clone(), format!("{}/api/slow_item/7", apps[index % 2].url));
+        tokio::spawn(async move { client.get(url).send().await.expect("it answers").status() })
+    });
+    let reads: Vec<_> = reads.collect();
+    // Their lookups have been given up, as on a machine that stands still; then it goes on.
+    for app in &apps {
+        let late = r#"cache_aside_errors_total{component="cache",kind="timeout"}"#;
+        app.until("late", async |app| app.metric(late).await > 0).await;
+    }
+    redis.resume();
+    for read in reads {
+        assert_eq!(read.await.expect("no reader panics"), 200);
+    }
+    assert_eq!(evaluations(&world).await - before, 1);
 }
 
 #[tokio::test]

@@ -222,6 +222,10 @@ impl Load for MysqlStore {
     async fn query(&self, resource: &Resource, params: &[Param], waiters: &Waiters) -> Result<Rows, StoreError> {
         self.result(resource, params, waiters).await
     }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
+    }
 }
 
 impl Store for MysqlStore {
@@ -275,10 +279,6 @@ impl Store for MysqlStore {
         params.push(Value::UInt(most as u64));
         let (found, origin) = self.fetch(sql, params).await?;
         Ok(Page { keys: found.iter().map(|row| sql::key(resource, row)).collect(), origin })
-    }
-
-    fn is_pressed(&self) -> bool {
-        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

@@ -316,6 +316,10 @@ impl Load for PostgresStore {
     async fn query(&self, resource: &Resource, params: &[Param], waiters: &Waiters) -> Result<Rows, StoreError> {
         self.result(resource, params, waiters).await
     }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
+    }
 }
 
 impl Store for PostgresStore {
@@ -379,10 +383,6 @@ impl Store for PostgresStore {
         );
         let (found, origin) = self.query(sql, &params, &Waiters::default()).await?;
         Ok(Page { keys: sql::keys(resource, &found).map_err(error)?, origin })
-    }
-
-    fn is_pressed(&self) -> bool {
-        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {

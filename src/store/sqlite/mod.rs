@@ -346,6 +346,10 @@ impl Load for SqliteStore {
         let (resource, params) = (resource.clone(), params.to_vec());
         self.with_for(waiters, &self.inner.readers, move |connection| query::run(connection, &resource, &params)).await
     }
+
+    fn is_pressed(&self) -> bool {
+        self.connections().waiting > 0
+    }
 }
 
 impl Store for SqliteStore {
@@ -394,10 +398,6 @@ impl Store for SqliteStore {
     async fn keys(&self, resource: &Resource, after: Option<&Key>, most: usize) -> Result<Page, StoreError> {
         let (resource, after) = (resource.clone(), after.cloned());
         self.with(&self.inner.readers, move |connection| keys(connection, &resource, after.as_ref(), most)).await
-    }
-
-    fn is_pressed(&self) -> bool {
-        self.connections().waiting > 0
     }
 
     async fn captured(&self, wanted: &[Wanted]) -> Result<Vec<Captured>, StoreError> {
