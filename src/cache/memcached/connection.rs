@@ -102,6 +102,11 @@ impl Connection {
     ///
     /// [`CacheError::TimedOut`], after which it is not known what of it was done, and [`CacheError::Disconnected`].
     pub(super) async fn ask(&self, batch: Batch) -> Result<Vec<Reply>, CacheError> {
+        self.ask_within(self.timeout, batch).await
+    }
+
+    /// The same for somebody with another patience.
+    pub(super) async fn ask_within(&self, patience: Duration, batch: Batch) -> Result<Vec<Reply>, CacheError> {
         if batch.count == 0 {
             return Ok(Vec::new());
         }
@@ -111,7 +116,7 @@ impl Connection {
             self.requests.send(request).await.map_err(|_| CacheError::Disconnected)?;
             answer.await.map_err(|_| CacheError::Disconnected)
         };
-        tokio::time::timeout(self.timeout, asking).await.map_err(|_| CacheError::TimedOut)?
+        tokio::time::timeout(patience, asking).await.map_err(|_| CacheError::TimedOut)?
     }
 
     /// Whether it has ended.

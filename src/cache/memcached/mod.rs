@@ -9,6 +9,7 @@
 //! in `trust` (how old what is here may be) and `locks` (who may fill). TTLs are counted by the clocks of the machines that
 //! fill and read, so a clock that is off makes them that much longer or shorter; the server ends every life by its own clock too.
 
+mod asked;
 mod connection;
 mod key;
 mod lane;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use self::asked::Asked;
 use self::lane::{Deadlines, Lane, Live};
 pub use self::node::MemcachedNode;
 use self::shared::{Shared, now_ms};
@@ -439,11 +441,12 @@ impl Cache for MemcachedCache {
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
+        let mut asked = Asked::new(&self.shared, &live);
         let leasing = async {
             let Some(groups) = self.groups(&live, first).await? else { return Ok(vec![Lease::Past; places.len()]) };
             let max_entry = self.shared.max_entry;
             let terms = Terms { groups: &groups, lock: millis(lock), verified, max_entry };
-            steps::lease(&self.shared, &live, places, &terms).await
+            steps::lease(&self.shared, &live, places, &terms, &mut asked).await
         };
         let mut leases = self.within(leasing).await?;
         // What leases found is only as good as it is when it is used.
@@ -455,6 +458,7 @@ impl Cache for MemcachedCache {
                 entry.verified &= verified;
             }
         }
+        asked.settled();
         Ok(leases)
     }
 

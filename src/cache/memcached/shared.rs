@@ -15,6 +15,7 @@ use super::look::change;
 use super::wire::{Batch, Reply};
 use crate::cache::CacheError;
 use crate::cache::control::field;
+use crate::cache::lane::Returns;
 use crate::catalog::Mapping;
 use crate::config;
 
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     away: AtomicU64,
     owed: Mutex<Owed>,
     delivering: tokio::sync::Mutex<()>,
+    /// What is being given back that was perhaps given to nobody.
+    pub(super) returns: Returns,
     connections: Arc<AtomicUsize>,
     /// The most that one operation may take.
     pub(super) timeout: Duration,
@@ -109,6 +112,7 @@ impl Shared {
             away: AtomicU64::new(0),
             owed: Mutex::default(),
             delivering: tokio::sync::Mutex::default(),
+            returns: Returns::default(),
             connections: Arc::default(),
             timeout: config.timeout,
             max_entry: config.max_entry,

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 
+mod asked;
 mod filter;
 mod lane;
 mod local;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value};
 
+use self::asked::Asked;
 use self::filter::Filter;
 pub use self::filter::{FilterState, bytes_for};
 use self::lane::{Deadlines, Lane, Live};
@@ -542,16 +544,16 @@ impl RedisCache {
     }
 
     /// Leases on entries that are this server's to keep.
-    async fn lease_here(
+    async fn lease_here<'a>(
         &self,
         live: &Live,
-        places: &[Place<'_>],
+        places: &[Place<'a>],
         groups: &[u64],
-        lock: Duration,
-        verified: bool,
+        (lock, verified): (Duration, bool),
+        asked: &mut Asked<'a>,
     ) -> Result<Vec<Lease>, CacheError> {
         if !live.set_nx_get {
-            return self.lease_by_script(live, places, groups, lock, verified).await;
+            return self.lease_by_script(live, places, groups, (lock, verified), asked).await;
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -559,6 +561,7 @@ impl RedisCache {
             let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
+            asked.note(place.key, ticket.fence);
             tickets.push(ticket);
         }
         let mut leases = Vec::with_capacity(places.len());
@@ -582,8 +585,8 @@ impl RedisCache {
             });
         }
         if !unsettled.is_empty() {
-            let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(live, &places, groups, lock, verified).await?;
+            let places: Vec<Place<'a>> = unsettled.iter().map(|index| places[*index]).collect();
+            let settled = self.lease_by_script(live, &places, groups, (lock, verified), asked).await?;
             for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
@@ -592,13 +595,13 @@ impl RedisCache {
     }
 
     /// The leases that a plain `SET NX GET` does not settle, by script, each with a fence of its own.
-    async fn lease_by_script(
+    async fn lease_by_script<'a>(
         &self,
         live: &Live,
-        places: &[Place<'_>],
+        places: &[Place<'a>],
         groups: &[u64],
-        lock: Duration,
-        verified: bool,
+        (lock, verified): (Duration, bool),
+        asked: &mut Asked<'a>,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -606,6 +609,7 @@ impl RedisCache {
             let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), place.refreshes));
+            asked.note(place.key, ticket.fence);
             tickets.push(ticket);
         }
         let replies = self.scripts(live, &pipe).await?;
@@ -734,7 +738,9 @@ impl Cache for RedisCache {
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
             places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
         let mut leases = vec![Lease::Past; places.len()];
-        for (index, lease) in indices.into_iter().zip(self.lease_here(&live, &here, &groups, lock, verified).await?) {
+        let mut asked = Asked::new(&self.shared, &live);
+        let given = self.lease_here(&live, &here, &groups, (lock, verified), &mut asked).await?;
+        for (index, lease) in indices.into_iter().zip(given) {
             leases[index] = lease;
         }
         if let Some(local) = &self.local {
@@ -742,7 +748,9 @@ impl Cache for RedisCache {
                 local.outdated(place.key);
             }
         }
-        self.still(leases, deadlines, first)
+        let leases = self.still(leases, deadlines, first)?;
+        asked.settled();
+        Ok(leases)
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {

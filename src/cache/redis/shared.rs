@@ -23,6 +23,7 @@ use super::script::Scripts;
 use super::sentinel::{self, Address, Sentinels};
 use super::{rights, trouble, unlink};
 use crate::cache::control::{Control, field};
+use crate::cache::lane::Returns;
 use crate::catalog::Mapping;
 use crate::config;
 
@@ -69,6 +70,8 @@ pub(super) struct Shared {
     away: Arc<AtomicU64>,
     owed: Mutex<Owed>,
     delivering: tokio::sync::Mutex<()>,
+    /// What is being given back that was perhaps given to nobody.
+    pub(super) returns: Returns,
     /// Why the last attempt to connect failed.
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) address: String,
@@ -221,6 +224,7 @@ impl Shared {
             away,
             owed: Mutex::new(Owed::default()),
             delivering: tokio::sync::Mutex::default(),
+            returns: Returns::default(),
             trouble: Mutex::default(),
             address,
             timeout: config.timeout,

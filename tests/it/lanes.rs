@@ -1,0 +1,156 @@
+//! What is on its way to the cache, and what is thought of a cache that does not answer in time.
+
+use std::time::{Duration, Instant};
+
+use cache_aside::cache::memcached::MemcachedCache;
+use cache_aside::cache::redis::RedisCache;
+use cache_aside::cache::{AnyCache, Cache, CacheError, Filled, Lease, Lookup};
+
+use crate::app::PATIENCE;
+use crate::cache_suite::{config, fill, lasting, lease, place, ticket, trusted};
+use crate::faults::Proxy;
+use crate::servers::{Memcached, Redis};
+
+/// A lock that nobody can wait for.
+const LOCK: Duration = Duration::from_hours(1);
+/// What the handles that are under fire wait for.
+const TIMEOUT: Duration = Duration::from_millis(200);
+
+/// A server, and how often it was told to store something.
+enum Server {
+    Redis(Redis),
+    Memcached(Memcached),
+}
+
+impl Server {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Redis(redis) => redis.port(),
+            Self::Memcached(memcached) => memcached.port(),
+        }
+    }
+
+    /// A handle that reaches it at this port, and waits for so long.
+    async fn at(&self, port: u16, timeout: Duration) -> AnyCache {
+        let yaml = |scheme: &str| format!("cache: {{ url: \"{scheme}://127.0.0.1:{port}\", timeout: {timeout:?} }}");
+        let cache = match self {
+            Self::Redis(_) => AnyCache::Redis(RedisCache::new(&config(&yaml("redis")), None, false).expect("sound")),
+            Self::Memcached(_) => {
+                AnyCache::Memcached(MemcachedCache::new(&config(&yaml("memcached")), None).expect("sound"))
+            }
+        };
+        trusted(&cache).await;
+        cache
+    }
+
+    /// How often something was to be stored, control keys aside.
+    async fn stores(&self) -> u64 {
+        let (said, start) = match self {
+            Self::Redis(redis) => {
+                let info: String = redis::cmd("INFO")
+                    .arg("commandstats")
+                    .query_async(&mut redis.client().await)
+                    .await
+                    .expect("it answers");
+                (info, "cmdstat_set:calls=")
+            }
+            Self::Memcached(memcached) => (memcached.say(b"stats\r\n", "END").await, "STAT cmd_set "),
+        };
+        let count = said.lines().find_map(|line| line.strip_prefix(start)).unwrap_or("0");
+        count.split(',').next().and_then(|count| count.trim().parse().ok()).expect("a number")
+    }
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < PATIENCE, "never {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Asks for a lease whose answer is lost, though the server has given it; true if somebody else could have it soon after.
+async fn lost(server: &Server, proxy: &Proxy, cache: &AnyCache, other: &AnyCache, key: &str) -> bool {
+    until("trusted", async || cache.health().is_ok()).await;
+    let before = server.stores().await;
+    proxy.mute();
+    let leased = cache.lease(&[place(key)], LOCK).await;
+    if let Ok(leases) = leased {
+        // It was this machine that stood still, and the answer came before that.
+        assert!(matches!(leases[..], [Lease::Fill { .. }]), "{leases:?}");
+        proxy.restore();
+        return false;
+    }
+    if leased != Err(CacheError::TimedOut) {
+        proxy.restore();
+        return false;
+    }
+    let given = soon(async || server.stores().await > before).await;
+    // Within the time for which it is tried.
+    proxy.restore();
+    given && soon(async || matches!(lease(other, key).await, Lease::Fill { .. })).await
+}
+
+async fn soon(condition: impl AsyncFn() -> bool) -> bool {
+    let started = Instant::now();
+    while !condition().await {
+        if started.elapsed() > Duration::from_secs(3) {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
+/// A lease whose reply is lost is given back, and nobody else's with it.
+async fn given_back(server: &Server) {
+    let proxy = Proxy::to(([127, 0, 0, 1], server.port()).into()).await;
+    let cache = server.at(proxy.addr().port(), TIMEOUT).await;
+    let other = server.at(server.port(), Duration::from_secs(5)).await;
+    // On a machine that stands still there may be no time left to give it back.
+    let mut given_back = false;
+    for attempt in 0..5 {
+        given_back |= lost(server, &proxy, &cache, &other, &format!("lost{attempt}")).await;
+        if given_back {
+            break;
+        }
+    }
+    assert!(given_back, "everybody waits for a lease that nobody has");
+
+    // What was on its way meanwhile is another's by now.
+    until("trusted", async || cache.health().is_ok()).await;
+    proxy.black_hole();
+    let late = cache.lease(&[place("taken")], LOCK).await;
+    let taken = ticket(&other, "taken").await;
+    proxy.restore();
+    assert!(late.is_err(), "{late:?}");
+    until("used again", async || read_now(&cache, "taken").await == Ok(Lookup::Pending)).await;
+    tokio::time::sleep(TIMEOUT).await;
+    assert_eq!(fill(&other, "taken", taken, lasting("{}")).await, Filled::Stored);
+}
+
+async fn read_now(cache: &AnyCache, key: &str) -> Result<Lookup, CacheError> {
+    cache.read(place(key)).await
+}
+
+#[tokio::test]
+async fn a_lease_whose_answer_is_lost_on_the_way_from_redis_is_given_back() {
+    given_back(&Server::Redis(Redis::start().await)).await;
+}
+
+#[tokio::test]
+async fn a_lease_whose_answer_is_lost_on_the_way_from_memcached_is_given_back() {
+    given_back(&Server::Memcached(Memcached::start().await)).await;
+}
+
+#[tokio::test]
+async fn leases_of_a_batch_that_failed_are_given_back() {
+    let redis = Redis::start().await;
+    redis::cmd("RPUSH").arg("list").arg("x").exec_async(&mut redis.client().await).await.expect("it answers");
+    let server = Server::Redis(redis);
+    let cache = server.at(server.port(), Duration::from_secs(5)).await;
+    assert_eq!(cache.lease(&[place("a"), place("list"), place("b")], LOCK).await, Err(CacheError::Refused));
+    for key in ["a", "b"] {
+        until("given back", async || matches!(lease(&cache, key).await, Lease::Fill { .. })).await;
+    }
+}
