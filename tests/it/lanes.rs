@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use cache_aside::cache::memcached::MemcachedCache;
 use cache_aside::cache::redis::RedisCache;
 use cache_aside::cache::{AnyCache, Cache, CacheError, Filled, Lease, Lookup};
+use cache_aside::shield::State;
 
 use crate::app::PATIENCE;
 use crate::cache_suite::{config, fill, lasting, lease, place, ticket, trusted};
@@ -153,4 +154,38 @@ async fn leases_of_a_batch_that_failed_are_given_back() {
     for key in ["a", "b"] {
         until("given back", async || matches!(lease(&cache, key).await, Lease::Fill { .. })).await;
     }
+}
+
+/// Timeouts that are noticed by a process that stood still are no evidence against the cache.
+async fn stood_still(server: &Server) {
+    let proxy = Proxy::to(([127, 0, 0, 1], server.port()).into()).await;
+    let cache = server.at(proxy.addr().port(), TIMEOUT).await;
+    let breaker = || cache.memories()[0].breaker;
+    until("calm", async || breaker() == Some(State::Closed)).await;
+    proxy.black_hole();
+    let reads = (0..20).map(|id| {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.read(place(&format!("k{id}"))).await })
+    });
+    let reads: Vec<_> = reads.collect();
+    tokio::task::yield_now().await;
+    // All that this process does is done by this thread.
+    std::thread::sleep(TIMEOUT * 3);
+    for read in reads {
+        let found = read.await.expect("no reader panics");
+        assert!(found.is_err(), "{found:?}");
+    }
+    assert_eq!(breaker(), Some(State::Closed), "it was not the cache that was late");
+    proxy.restore();
+    until("used again", async || cache.read(place("k")).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_goes_on_asking_redis() {
+    stood_still(&Server::Redis(Redis::start().await)).await;
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_goes_on_asking_memcached() {
+    stood_still(&Server::Memcached(Memcached::start().await)).await;
 }

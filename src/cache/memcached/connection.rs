@@ -5,6 +5,7 @@
 //! reply that was due ends the connection, and with it the trust in everything that was read over it.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::wire::{self, Batch, Reply};
 use crate::cache::CacheError;
+use crate::cache::lane::Wait;
 
 /// Batches that may wait to be sent; whoever comes then waits with them, as long as his time lasts.
 const QUEUE: usize = 1024;
@@ -116,7 +118,7 @@ impl Connection {
             self.requests.send(request).await.map_err(|_| CacheError::Disconnected)?;
             answer.await.map_err(|_| CacheError::Disconnected)
         };
-        tokio::time::timeout(patience, asking).await.map_err(|_| CacheError::TimedOut)?
+        Wait::new(patience).until(pin!(asking)).await.unwrap_or(Err(CacheError::TimedOut))
     }
 
     /// Whether it has ended.

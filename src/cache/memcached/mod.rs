@@ -23,6 +23,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,11 +33,12 @@ use bytes::Bytes;
 use self::asked::Asked;
 use self::lane::{Deadlines, Lane, Live};
 pub use self::node::MemcachedNode;
-use self::shared::{Shared, now_ms};
+use self::shared::Shared;
 use self::steps::{Terms, wall_ms};
 use self::wire::{Batch, If, Reply};
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held, Marks};
+use super::lane::{Wait, now_ms};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
@@ -225,10 +227,11 @@ impl MemcachedCache {
 
     /// All round trips of one operation together, within its time.
     async fn within<T>(&self, steps: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
-        let outcome = tokio::time::timeout(self.shared.timeout, steps).await.unwrap_or(Err(CacheError::TimedOut));
+        let wait = Wait::new(self.shared.timeout);
+        let outcome = wait.until(pin!(steps)).await.unwrap_or(Err(CacheError::TimedOut));
         match outcome {
             Ok(_) => self.lane.breaker.answered(),
-            Err(CacheError::TimedOut) => self.lane.timed_out(),
+            Err(CacheError::TimedOut) => self.lane.missed(wait),
             // Its supervisor makes another at once.
             Err(CacheError::Disconnected) => self.lane.wake.notify_one(),
             Err(_) => {}
@@ -448,7 +451,7 @@ impl Cache for MemcachedCache {
             let terms = Terms { groups: &groups, lock: millis(lock), verified, max_entry };
             steps::lease(&self.shared, &live, places, &terms, &mut asked).await
         };
-        let mut leases = self.within(leasing).await?;
+        let mut leases = self.within(Box::pin(leasing)).await?;
         // What leases found is only as good as it is when it is used.
         let verified = self.usable(deadlines, first)?;
         for lease in &mut leases {
@@ -496,7 +499,7 @@ impl Cache for MemcachedCache {
             }
             Ok(())
         };
-        self.within(storing).await?;
+        self.within(Box::pin(storing)).await?;
         // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
         if self.verified(deadlines)? { Ok(verdicts) } else { Err(CacheError::Untrusted) }
     }
@@ -511,7 +514,7 @@ impl Cache for MemcachedCache {
             let live = self.live().await?;
             self.shared.drop_all(&live.connection, keys).await
         };
-        self.owing(keys, self.within(telling).await)
+        self.owing(keys, self.within(Box::pin(telling)).await)
     }
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
@@ -534,7 +537,7 @@ impl Cache for MemcachedCache {
             let live = self.live().await?;
             steps::give_up(&self.shared, &live.connection, keys, owner).await
         };
-        self.owing(keys, self.within(telling).await)
+        self.owing(keys, self.within(Box::pin(telling)).await)
     }
 
     async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {
@@ -547,7 +550,7 @@ impl Cache for MemcachedCache {
         let renewing = look::change(&self.shared, &live.connection, |fields| {
             fields.insert(field::generation(resource), fastrand::u64(1..).to_string());
         });
-        self.within(renewing).await?;
+        self.within(Box::pin(renewing)).await?;
         // This process knows the new generation before it answers; the others at their next look.
         self.shared.mistrust();
         Ok(())

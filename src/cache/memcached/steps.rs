@@ -8,9 +8,10 @@ use bytes::Bytes;
 use super::asked::Asked;
 use super::connection::Connection;
 use super::lane::Live;
-use super::shared::{Shared, now_ms};
+use super::shared::Shared;
 use super::wire::{Batch, If, Reply, life};
 use crate::cache::entry::{self, Entry, Fence, Held, Marks};
+use crate::cache::lane::now_ms;
 use crate::cache::{CacheError, Lease, Place, Ticket};
 
 /// So often something is tried anew because others changed what was there.

@@ -33,10 +33,11 @@ use self::lane::{Deadlines, Lane, Live};
 use self::local::{Caught, Local};
 pub use self::node::RedisNode;
 use self::sentinel::Sentinels;
-use self::shared::{Shared, now_ms};
+use self::shared::Shared;
 use self::unlink::NotHere;
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
+use super::lane::{Wait, now_ms};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::{Mapping, Resource};
 use crate::{config, store};
@@ -371,6 +372,7 @@ impl RedisCache {
     }
 
     async fn ask(&self, live: &Live, cmd: Cmd) -> Result<Value, CacheError> {
+        let wait = Wait::new(self.shared.timeout);
         match live.conn.clone().send_packed_command(&cmd).await {
             Ok(reply) => {
                 self.lane.answered();
@@ -379,19 +381,19 @@ impl RedisCache {
                     value => Ok(value),
                 }
             }
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => Err(self.failed(&error, wait)),
         }
     }
 
     /// One round trip; replies come in the commands' order, errors among them.
     async fn ask_all(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
-        let count = pipe.len();
+        let (wait, count) = (Wait::new(self.shared.timeout), pipe.len());
         match live.conn.clone().send_packed_commands(pipe, 0, count).await {
             Ok(values) => {
                 self.lane.answered();
                 if values.len() == count { Ok(values) } else { Err(CacheError::Refused) }
             }
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => Err(self.failed(&error, wait)),
         }
     }
 
@@ -417,9 +419,9 @@ impl RedisCache {
         Ok(replies)
     }
 
-    fn failed(&self, error: &redis::RedisError) -> CacheError {
+    fn failed(&self, error: &redis::RedisError, wait: Wait) -> CacheError {
         if error.is_timeout() {
-            self.lane.timed_out();
+            self.lane.missed(wait);
             return CacheError::TimedOut;
         }
         if error.is_unrecoverable_error() || error.is_connection_dropped() {
@@ -454,8 +456,8 @@ impl RedisCache {
         &self,
         live: Result<Arc<Live>, CacheError>,
         outcome: redis::RedisResult<NotHere<'_>>,
-        keys: &[&str],
-        spare: bool,
+        (keys, spare): (&[&str], bool),
+        wait: Wait,
     ) -> Result<(), CacheError> {
         let failure = match (live, outcome) {
             (Ok(_), Ok(not_here)) if not_here.is_empty() => return Ok(()),
@@ -465,7 +467,7 @@ impl RedisCache {
             }
             (Ok(_), Ok(not_here)) if not_here.moved.is_empty() => CacheError::Elsewhere,
             (Ok(_), Ok(_)) => self.refused("MOVED"),
-            (Ok(_), Err(error)) => self.failed(&error),
+            (Ok(_), Err(error)) => self.failed(&error, wait),
             (Err(error), _) => error,
         };
         self.shared.owe(keys, spare);
@@ -828,12 +830,12 @@ impl Cache for RedisCache {
         if let Some(local) = &self.local {
             local.forget(keys);
         }
-        let live = self.live().await;
+        let (live, wait) = (self.live().await, Wait::new(self.shared.timeout));
         let outcome = match &live {
             Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys).await,
             Err(_) => Ok(NotHere::default()),
         };
-        self.told(live, outcome, keys, false)
+        self.told(live, outcome, (keys, false), wait)
     }
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
@@ -853,13 +855,13 @@ impl Cache for RedisCache {
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
-        let live = self.live().await;
+        let (live, wait) = (self.live().await, Wait::new(self.shared.timeout));
         let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
         let outcome = match &live {
             Ok(live) => unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await,
             Err(_) => Ok(NotHere::default()),
         };
-        self.told(live, outcome, keys, true)
+        self.told(live, outcome, (keys, true), wait)
     }
 
     async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {
