@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cache_aside::cache::memcached::MemcachedCache;
 use cache_aside::cache::redis::RedisCache;
-use cache_aside::cache::{AnyCache, Cache, CacheError, Filled, Lease, Lookup};
+use cache_aside::cache::{AnyCache, Cache, CacheError, Filled, Lease, Lookup, Ticket};
 use cache_aside::shield::State;
 
 use crate::app::PATIENCE;
@@ -28,6 +28,20 @@ impl Server {
         match self {
             Self::Redis(redis) => redis.port(),
             Self::Memcached(memcached) => memcached.port(),
+        }
+    }
+
+    fn pause(&self) {
+        match self {
+            Self::Redis(redis) => redis.pause(),
+            Self::Memcached(memcached) => memcached.pause(),
+        }
+    }
+
+    fn resume(&self) {
+        match self {
+            Self::Redis(redis) => redis.resume(),
+            Self::Memcached(memcached) => memcached.resume(),
         }
     }
 
@@ -188,4 +202,41 @@ async fn a_process_that_stood_still_goes_on_asking_redis() {
 #[tokio::test]
 async fn a_process_that_stood_still_goes_on_asking_memcached() {
     stood_still(&Server::Memcached(Memcached::start().await)).await;
+}
+
+/// Where there was nothing to ask, nothing was answered.
+async fn nothing(server: &Server) {
+    let cache = server.at(server.port(), Duration::from_secs(5)).await;
+    let held = ticket(&cache, "held").await;
+    server.pause();
+    // What it said before that has arrived.
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let moment = Instant::now();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(cache.renew(&[], LOCK).await, Ok(()));
+    assert_eq!(cache.release(&[]).await, Ok(()));
+    assert_eq!(cache.invalidate(&[]).await, Ok(()));
+    assert_eq!(cache.invalidate_unless_held(&[], None).await, Ok(()));
+    assert_eq!(cache.fill(&[]).await, Ok(Vec::new()));
+    assert_eq!(cache.read_many(&[]).await, Ok(Vec::new()));
+    if let Server::Memcached(_) = server {
+        // Tickets of another connection are not renewed.
+        let foreign = Ticket { connection: u64::MAX, ..held };
+        assert_eq!(cache.renew(&[(place("held"), foreign)], LOCK).await, Ok(()));
+    }
+    assert!(!cache.answered_since("held", moment), "it stands still");
+    server.resume();
+    until("answering", async || cache.answered_since("held", moment)).await;
+}
+
+#[tokio::test]
+async fn what_is_not_asked_of_redis_is_not_answered() {
+    nothing(&Server::Redis(Redis::start().await)).await;
+}
+
+#[tokio::test]
+async fn what_is_not_asked_of_memcached_is_not_answered() {
+    nothing(&Server::Memcached(Memcached::start().await)).await;
 }

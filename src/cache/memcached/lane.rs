@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
@@ -143,6 +143,8 @@ pub(super) struct Lane {
     pub(super) live: ArcSwapOption<Live>,
     /// Fed by operations and looks; a look that is answered is its probe.
     pub(super) breaker: Breaker,
+    /// When something was answered last, in milliseconds of this process's clock.
+    answered: AtomicU64,
     /// Rings when a request finds the connection dead, or wants it to be looked at.
     pub(super) wake: Notify,
     /// Counts looks, and attempts to connect.
@@ -164,6 +166,18 @@ impl Lane {
         let _ = tokio::time::timeout(patience, waiting).await;
     }
 
+    /// An operation was answered.
+    pub(super) fn answered(&self) {
+        self.answered.store(now_ms(), Ordering::Relaxed);
+        self.breaker.answered();
+    }
+
+    /// Whether anything was answered since.
+    pub(super) fn answered_since(&self, moment: Instant) -> bool {
+        let ago = u64::try_from(moment.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.answered.load(Ordering::Relaxed) >= now_ms().saturating_sub(ago)
+    }
+
     /// An operation that somebody began to wait for then was not answered in time.
     pub(super) fn missed(&self, wait: Wait) {
         if !wait.stood_still() {
@@ -183,6 +197,7 @@ impl Lane {
 
     /// A look was answered.
     fn answers(&self, live: &Arc<Live>) {
+        self.answered.store(now_ms(), Ordering::Relaxed);
         self.breaker.probed();
         if self.live.load().is_none() {
             self.live.store(Some(Arc::clone(live)));
@@ -204,6 +219,7 @@ impl Lane {
         let lane = Arc::new(Self {
             live: ArcSwapOption::empty(),
             breaker: Breaker::open(TIMEOUTS),
+            answered: AtomicU64::new(0),
             wake: Notify::new(),
             turns: watch::Sender::new(0),
         });

@@ -26,7 +26,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -225,12 +225,12 @@ impl MemcachedCache {
         if verified || !place.strict { Ok(verified) } else { Err(CacheError::Untrusted) }
     }
 
-    /// All round trips of one operation together, within its time.
+    /// All round trips of one operation together, of which there is one at least, within its time.
     async fn within<T>(&self, steps: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
         let wait = Wait::new(self.shared.timeout);
         let outcome = wait.until(pin!(steps)).await.unwrap_or(Err(CacheError::TimedOut));
         match outcome {
-            Ok(_) => self.lane.breaker.answered(),
+            Ok(_) => self.lane.answered(),
             Err(CacheError::TimedOut) => self.lane.missed(wait),
             // Its supervisor makes another at once.
             Err(CacheError::Disconnected) => self.lane.wake.notify_one(),
@@ -436,6 +436,9 @@ impl Cache for MemcachedCache {
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
         let (live, deadlines) = self.ready().await?;
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
         self.read_grouped(&live, deadlines, places).await
     }
 
@@ -468,12 +471,18 @@ impl Cache for MemcachedCache {
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
         let live = self.live().await?;
         let held: Vec<_> = held.iter().filter(|(_, ticket)| ticket.connection == live.number).copied().collect();
+        if held.is_empty() {
+            return Ok(());
+        }
         self.within(steps::renew(&self.shared, &live, &held, millis(lock))).await
     }
 
     async fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
         let live = self.live().await?;
         let deadlines = live.deadlines();
+        if fills.is_empty() {
+            return Ok(Vec::new());
+        }
         if fills.iter().any(|(_, ticket, _)| ticket.connection != live.number) {
             // The server may have been restarted in between, and its numbers with it. The lock ends by itself.
             return Ok(vec![Filled::Gone; fills.len()]);
@@ -506,10 +515,16 @@ impl Cache for MemcachedCache {
 
     async fn release(&self, held: &[(Place<'_>, Ticket)]) -> Result<(), CacheError> {
         let live = self.live().await?;
+        if held.is_empty() {
+            return Ok(());
+        }
         self.within(steps::release(&self.shared, &live, held)).await
     }
 
     async fn invalidate(&self, keys: &[&str]) -> Result<(), CacheError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
         let telling = async {
             let live = self.live().await?;
             self.shared.drop_all(&live.connection, keys).await
@@ -527,12 +542,15 @@ impl Cache for MemcachedCache {
             // A write that it has no room for destroys what is there: a hold of somebody else, perhaps.
             return Err(CacheError::Refused);
         }
+        if keys.is_empty() {
+            return Ok(());
+        }
         self.within(steps::hold(&self.shared, &live.connection, keys, owner, millis(time))).await
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
         // Holds stand beside their entries: nothing that is done to these opens them.
-        let Some(owner) = owner else { return self.invalidate(keys).await };
+        let Some(owner) = owner.filter(|_| !keys.is_empty()) else { return self.invalidate(keys).await };
         let telling = async {
             let live = self.live().await?;
             steps::give_up(&self.shared, &live.connection, keys, owner).await
@@ -554,6 +572,10 @@ impl Cache for MemcachedCache {
         // This process knows the new generation before it answers; the others at their next look.
         self.shared.mistrust();
         Ok(())
+    }
+
+    fn answered_since(&self, _: &str, moment: Instant) -> bool {
+        self.lane.answered_since(moment)
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {

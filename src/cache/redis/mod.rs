@@ -388,6 +388,9 @@ impl RedisCache {
     /// One round trip; replies come in the commands' order, errors among them.
     async fn ask_all(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
         let (wait, count) = (Wait::new(self.shared.timeout), pipe.len());
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         match live.conn.clone().send_packed_commands(pipe, 0, count).await {
             Ok(values) => {
                 self.lane.answered();
@@ -830,6 +833,9 @@ impl Cache for RedisCache {
         if let Some(local) = &self.local {
             local.forget(keys);
         }
+        if keys.is_empty() {
+            return Ok(());
+        }
         let (live, wait) = (self.live().await, Wait::new(self.shared.timeout));
         let outcome = match &live {
             Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys).await,
@@ -855,6 +861,9 @@ impl Cache for RedisCache {
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
         let (live, wait) = (self.live().await, Wait::new(self.shared.timeout));
         let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
         let outcome = match &live {
