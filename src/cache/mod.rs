@@ -15,6 +15,8 @@ pub mod entry;
     allow(dead_code, reason = "what only shared memories need")
 )]
 pub mod control;
+#[cfg(any(feature = "redis", feature = "memcached"))]
+mod lane;
 #[cfg_attr(
     not(any(feature = "redis", feature = "memcached")),
     allow(dead_code, reason = "what only shared memories need")

@@ -15,7 +15,7 @@ use crate::servers::{Kind, Memcached, Redis};
 
 const LOCK: Duration = Duration::from_secs(30);
 
-fn place(key: &str) -> Place<'_> {
+pub fn place(key: &str) -> Place<'_> {
     Place {
         key,
         resource: "fruit",
@@ -42,11 +42,11 @@ fn value(text: &'static str, ttl: Duration, grace: Duration) -> Fill {
     }
 }
 
-fn lasting(text: &'static str) -> Fill {
+pub fn lasting(text: &'static str) -> Fill {
     value(text, Duration::from_mins(1), Duration::ZERO)
 }
 
-async fn lease(cache: &AnyCache, key: &str) -> Lease {
+pub async fn lease(cache: &AnyCache, key: &str) -> Lease {
     cache.lease(&[place(key)], LOCK).await.expect("it answers").remove(0)
 }
 
@@ -60,14 +60,14 @@ async fn lease_soft(cache: &AnyCache, key: &str) -> Lease {
     }
 }
 
-async fn ticket(cache: &AnyCache, key: &str) -> Ticket {
+pub async fn ticket(cache: &AnyCache, key: &str) -> Ticket {
     match lease(cache, key).await {
         Lease::Fill { ticket, .. } => ticket,
         other => panic!("{key}: {other:?}"),
     }
 }
 
-async fn fill(cache: &AnyCache, key: &str, ticket: Ticket, fill: Fill) -> Filled {
+pub async fn fill(cache: &AnyCache, key: &str, ticket: Ticket, fill: Fill) -> Filled {
     cache.fill(&[(place(key), ticket, fill)]).await.expect("it answers").remove(0)
 }
 

@@ -89,6 +89,11 @@ impl Proxy {
         self.order(Line::Open { delay });
     }
 
+    /// Carries what clients say, and keeps back what servers answer until [`restore`](Self::restore).
+    pub fn mute(&self) {
+        self.order(Line::Mute);
+    }
+
     pub fn restore(&self) {
         self.order(Line::Open { delay: Duration::ZERO });
     }
@@ -123,6 +128,7 @@ impl Drop for Proxy {
 #[derive(Clone, Copy, PartialEq)]
 enum Line {
     Open { delay: Duration },
+    Mute,
     BlackHole,
     Cut,
 }
@@ -293,8 +299,8 @@ async fn passage(line: &mut watch::Receiver<Line>, arrived: Option<Instant>) {
         let now = *line.borrow_and_update();
         let due = match (now, arrived) {
             (Line::Open { delay }, Some(arrived)) => Some(arrived + delay),
-            (Line::Open { .. }, None) => return,
-            (Line::BlackHole | Line::Cut, _) => None,
+            (Line::Open { .. }, None) | (Line::Mute, Some(_)) => return,
+            (Line::Mute, None) | (Line::BlackHole | Line::Cut, _) => None,
         };
         let changed = async {
             if line.changed().await.is_err() {

@@ -17,6 +17,7 @@ mod cluster;
 mod examples;
 mod hot;
 mod invalidation;
+mod lanes;
 mod library;
 mod matrix;
 mod memcached;

@@ -5,6 +5,7 @@
 //! reply that was due ends the connection, and with it the trust in everything that was read over it.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::wire::{self, Batch, Reply};
 use crate::cache::CacheError;
+use crate::cache::lane::Wait;
 
 /// Batches that may wait to be sent; whoever comes then waits with them, as long as his time lasts.
 const QUEUE: usize = 1024;
@@ -102,6 +104,11 @@ impl Connection {
     ///
     /// [`CacheError::TimedOut`], after which it is not known what of it was done, and [`CacheError::Disconnected`].
     pub(super) async fn ask(&self, batch: Batch) -> Result<Vec<Reply>, CacheError> {
+        self.ask_within(self.timeout, batch).await
+    }
+
+    /// The same for somebody with another patience.
+    pub(super) async fn ask_within(&self, patience: Duration, batch: Batch) -> Result<Vec<Reply>, CacheError> {
         if batch.count == 0 {
             return Ok(Vec::new());
         }
@@ -111,7 +118,7 @@ impl Connection {
             self.requests.send(request).await.map_err(|_| CacheError::Disconnected)?;
             answer.await.map_err(|_| CacheError::Disconnected)
         };
-        tokio::time::timeout(self.timeout, asking).await.map_err(|_| CacheError::TimedOut)?
+        Wait::new(patience).until(pin!(asking)).await.unwrap_or(Err(CacheError::TimedOut))
     }
 
     /// Whether it has ended.

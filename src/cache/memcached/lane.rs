@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
@@ -14,9 +14,10 @@ use tokio::sync::{Notify, watch};
 use super::connection::Connection;
 use super::locks::{Locks, Tickets};
 use super::look::{Seen, look, register, write};
-use super::shared::{Shared, now_ms};
+use super::shared::Shared;
 use super::trust::Numbers;
 use crate::cache::control::{Control, field};
+use crate::cache::lane::{Failed, Strikes, Wait, now_ms};
 use crate::cache::{CacheError, Place, entry};
 use crate::shield::Breaker;
 
@@ -29,8 +30,6 @@ const HOPE: u64 = 500;
 /// Without a watermark, what was read is trusted for this long after the last look was sent; with one, that is how long
 /// what was seen of the server's identity is good for. In milliseconds.
 const LOOKED: u64 = 1_000;
-/// So many looks in a row may fail before the connection is given up.
-const STRIKES: u32 = 3;
 /// So many timeouts in a row, with no answer between them, and the lane is not used until a look is answered. Fewer might be
 /// one slow command that held up a handful of others; under load five come within the first `cache.timeout`, so that a
 /// server that hangs costs one of those and not one for every read until trust ends.
@@ -144,6 +143,8 @@ pub(super) struct Lane {
     pub(super) live: ArcSwapOption<Live>,
     /// Fed by operations and looks; a look that is answered is its probe.
     pub(super) breaker: Breaker,
+    /// When something was answered last, in milliseconds of this process's clock.
+    answered: AtomicU64,
     /// Rings when a request finds the connection dead, or wants it to be looked at.
     pub(super) wake: Notify,
     /// Counts looks, and attempts to connect.
@@ -165,12 +166,30 @@ impl Lane {
         let _ = tokio::time::timeout(patience, waiting).await;
     }
 
+    /// An operation was answered.
+    pub(super) fn answered(&self) {
+        self.answered.store(now_ms(), Ordering::Relaxed);
+        self.breaker.answered();
+    }
+
+    /// Whether anything was answered since.
+    pub(super) fn answered_since(&self, moment: Instant) -> bool {
+        let ago = u64::try_from(moment.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.answered.load(Ordering::Relaxed) >= now_ms().saturating_sub(ago)
+    }
+
+    /// An operation that somebody began to wait for then was not answered in time.
+    pub(super) fn missed(&self, wait: Wait) {
+        if !wait.stood_still() {
+            self.timed_out();
+        }
+    }
+
     /// An operation or a look was not answered in time.
-    pub(super) fn timed_out(&self) {
+    fn timed_out(&self) {
         if self.breaker.failed() {
             // Should a new connection have taken the place just now, its next look puts it back.
             self.live.store(None);
-            // Perhaps it was only this process that stood still.
             self.wake.notify_one();
             tracing::debug!("the cache does not answer in time: it is not asked until a look is answered");
         }
@@ -178,6 +197,7 @@ impl Lane {
 
     /// A look was answered.
     fn answers(&self, live: &Arc<Live>) {
+        self.answered.store(now_ms(), Ordering::Relaxed);
         self.breaker.probed();
         if self.live.load().is_none() {
             self.live.store(Some(Arc::clone(live)));
@@ -199,6 +219,7 @@ impl Lane {
         let lane = Arc::new(Self {
             live: ArcSwapOption::empty(),
             breaker: Breaker::open(TIMEOUTS),
+            answered: AtomicU64::new(0),
             wake: Notify::new(),
             turns: watch::Sender::new(0),
         });
@@ -250,7 +271,7 @@ async fn connect(shared: &Shared) -> anyhow::Result<Live> {
 async fn keep_looking(shared: &Shared, live: &Arc<Live>, lane: &Weak<Lane>) -> &'static str {
     // A fixed share of what a hit may be behind.
     let calm = shared.max_staleness.map_or(LOOK, |longest| LOOK.min(Duration::from_millis((longest / 10).max(5))));
-    let mut strikes = 0;
+    let mut strikes = Strikes::default();
     loop {
         let pause = if live.deadlines().trust < now_ms() && live.hopeful(shared) { SOON.min(calm) } else { calm };
         {
@@ -263,54 +284,69 @@ async fn keep_looking(shared: &Shared, live: &Arc<Live>, lane: &Weak<Lane>) -> &
         }
         let outcome = turn(shared, live).await;
         if let Some(lane) = lane.upgrade() {
-            match outcome {
+            match &outcome {
                 Ok(()) => lane.answers(live),
-                Err(CacheError::TimedOut) => lane.timed_out(),
+                Err(Failed::TimedOut) => lane.timed_out(),
                 Err(_) => {}
             }
             lane.turns.send_modify(|turns| *turns += 1);
         }
         match outcome {
-            Ok(()) => strikes = 0,
-            Err(error) => {
-                strikes += 1;
-                tracing::debug!(cache = shared.address, %error, strikes, "a look at the cache failed");
-                if live.connection.is_closed() {
-                    return "the connection broke";
-                }
-                if strikes == STRIKES {
-                    return "it does not answer, or its control key can't be kept";
+            Ok(()) => strikes = Strikes::default(),
+            Err(failed) => {
+                tracing::debug!(cache = shared.address, error = %failed, ?strikes, "a look at the cache failed");
+                if let Some(reason) = strikes.add(&failed) {
+                    return reason;
                 }
             }
         }
     }
 }
 
+/// What an error during a look says of its connection.
+fn judge(live: &Live, error: CacheError) -> Failed {
+    match error {
+        _ if live.connection.is_closed() => Failed::Over { reason: "the connection broke", error: error.into() },
+        CacheError::TimedOut => Failed::TimedOut,
+        _ => Failed::Refused(error.into()),
+    }
+}
+
 /// One look and all that follows from it.
-async fn turn(shared: &Shared, live: &Live) -> Result<(), CacheError> {
+async fn turn(shared: &Shared, live: &Live) -> Result<(), Failed> {
     // A server that evicts whatever it is given must not keep us here.
     for _ in 0..3 {
-        let seen = look(shared, &live.connection).await?;
-        if shared.max_staleness.is_none() && (seen.control.epoch == 0 || seen.control.ids != seen.ids) {
-            // New, flushed or evicted: whatever generations it had are forgotten. Another life of the server: it may have
-            // kept what was invalidated meanwhile. Either way nothing older may count, and the next turn finds the new
-            // epoch.
-            live.trust.store(0, Ordering::Release);
-            write(shared, &live.connection, &seen, |fields, _| {
-                fields.insert(field::EPOCH.to_owned(), fastrand::u64(1..).to_string());
-                fields.insert(field::RUN.to_owned(), seen.ids.run.clone());
-                fields.insert(field::REPLICATION.to_owned(), seen.ids.replication.clone());
-            })
-            .await?;
-            continue;
+        let wait = Wait::new(shared.timeout);
+        let seen = look(shared, &live.connection).await.map_err(|error| match judge(live, error) {
+            Failed::TimedOut if wait.stood_still() => Failed::StoodStill,
+            failed => failed,
+        })?;
+        if follow(shared, live, seen).await.map_err(|error| judge(live, error))? {
+            return Ok(());
         }
-        if shared.max_staleness.is_some() && register(shared, &live.connection, &seen).await? {
-            live.trust.store(0, Ordering::Release);
-            continue;
-        }
-        live.learn(shared, seen);
-        shared.deliver(&live.connection).await?;
-        return Ok(());
     }
-    Err(CacheError::Refused)
+    Err(judge(live, CacheError::Refused))
+}
+
+/// What follows from a look; false: another look does.
+async fn follow(shared: &Shared, live: &Live, seen: Seen) -> Result<bool, CacheError> {
+    if shared.max_staleness.is_none() && (seen.control.epoch == 0 || seen.control.ids != seen.ids) {
+        // New, flushed or evicted: whatever generations it had are forgotten. Another life of the server: it may have kept
+        // what was invalidated meanwhile. Either way nothing older may count, and the next turn finds the new epoch.
+        live.trust.store(0, Ordering::Release);
+        write(shared, &live.connection, &seen, |fields, _| {
+            fields.insert(field::EPOCH.to_owned(), fastrand::u64(1..).to_string());
+            fields.insert(field::RUN.to_owned(), seen.ids.run.clone());
+            fields.insert(field::REPLICATION.to_owned(), seen.ids.replication.clone());
+        })
+        .await?;
+        return Ok(false);
+    }
+    if shared.max_staleness.is_some() && register(shared, &live.connection, &seen).await? {
+        live.trust.store(0, Ordering::Release);
+        return Ok(false);
+    }
+    live.learn(shared, seen);
+    shared.deliver(&live.connection).await?;
+    Ok(true)
 }

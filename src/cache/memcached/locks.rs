@@ -7,8 +7,8 @@
 
 use quick_cache::sync::Cache;
 
-use super::shared::now_ms;
 use crate::cache::entry::Fence;
+use crate::cache::lane::now_ms;
 
 /// Leases that a connection remembers; of one that is forgotten the server is asked.
 const TICKETS: usize = 16_384;

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 
 use super::connection::Connection;
-use super::shared::{Shared, now_ms};
+use super::shared::Shared;
 use super::wire::{Batch, If, Reply};
 use crate::cache::CacheError;
 use crate::cache::control::{Control, Ids, field};
+use crate::cache::lane::now_ms;
 
 /// So often a change of the control key is tried while others change it too.
 const TRIES: usize = 32;

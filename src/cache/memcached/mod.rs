@@ -9,6 +9,7 @@
 //! in `trust` (how old what is here may be) and `locks` (who may fill). TTLs are counted by the clocks of the machines that
 //! fill and read, so a clock that is off makes them that much longer or shorter; the server ends every life by its own clock too.
 
+mod asked;
 mod connection;
 mod key;
 mod lane;
@@ -22,19 +23,22 @@ mod wire;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use self::asked::Asked;
 use self::lane::{Deadlines, Lane, Live};
 pub use self::node::MemcachedNode;
-use self::shared::{Shared, now_ms};
+use self::shared::Shared;
 use self::steps::{Terms, wall_ms};
 use self::wire::{Batch, If, Reply};
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held, Marks};
+use super::lane::{Wait, now_ms};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
@@ -221,12 +225,13 @@ impl MemcachedCache {
         if verified || !place.strict { Ok(verified) } else { Err(CacheError::Untrusted) }
     }
 
-    /// All round trips of one operation together, within its time.
+    /// All round trips of one operation together, of which there is one at least, within its time.
     async fn within<T>(&self, steps: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
-        let outcome = tokio::time::timeout(self.shared.timeout, steps).await.unwrap_or(Err(CacheError::TimedOut));
+        let wait = Wait::new(self.shared.timeout);
+        let outcome = wait.until(pin!(steps)).await.unwrap_or(Err(CacheError::TimedOut));
         match outcome {
-            Ok(_) => self.lane.breaker.answered(),
-            Err(CacheError::TimedOut) => self.lane.timed_out(),
+            Ok(_) => self.lane.answered(),
+            Err(CacheError::TimedOut) => self.lane.missed(wait),
             // Its supervisor makes another at once.
             Err(CacheError::Disconnected) => self.lane.wake.notify_one(),
             Err(_) => {}
@@ -431,6 +436,9 @@ impl Cache for MemcachedCache {
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
         let (live, deadlines) = self.ready().await?;
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
         self.read_grouped(&live, deadlines, places).await
     }
 
@@ -439,13 +447,14 @@ impl Cache for MemcachedCache {
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
+        let mut asked = Asked::new(&self.shared, &live);
         let leasing = async {
             let Some(groups) = self.groups(&live, first).await? else { return Ok(vec![Lease::Past; places.len()]) };
             let max_entry = self.shared.max_entry;
             let terms = Terms { groups: &groups, lock: millis(lock), verified, max_entry };
-            steps::lease(&self.shared, &live, places, &terms).await
+            steps::lease(&self.shared, &live, places, &terms, &mut asked).await
         };
-        let mut leases = self.within(leasing).await?;
+        let mut leases = self.within(Box::pin(leasing)).await?;
         // What leases found is only as good as it is when it is used.
         let verified = self.usable(deadlines, first)?;
         for lease in &mut leases {
@@ -455,18 +464,25 @@ impl Cache for MemcachedCache {
                 entry.verified &= verified;
             }
         }
+        asked.settled();
         Ok(leases)
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
         let live = self.live().await?;
         let held: Vec<_> = held.iter().filter(|(_, ticket)| ticket.connection == live.number).copied().collect();
+        if held.is_empty() {
+            return Ok(());
+        }
         self.within(steps::renew(&self.shared, &live, &held, millis(lock))).await
     }
 
     async fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
         let live = self.live().await?;
         let deadlines = live.deadlines();
+        if fills.is_empty() {
+            return Ok(Vec::new());
+        }
         if fills.iter().any(|(_, ticket, _)| ticket.connection != live.number) {
             // The server may have been restarted in between, and its numbers with it. The lock ends by itself.
             return Ok(vec![Filled::Gone; fills.len()]);
@@ -492,22 +508,28 @@ impl Cache for MemcachedCache {
             }
             Ok(())
         };
-        self.within(storing).await?;
+        self.within(Box::pin(storing)).await?;
         // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
         if self.verified(deadlines)? { Ok(verdicts) } else { Err(CacheError::Untrusted) }
     }
 
     async fn release(&self, held: &[(Place<'_>, Ticket)]) -> Result<(), CacheError> {
         let live = self.live().await?;
+        if held.is_empty() {
+            return Ok(());
+        }
         self.within(steps::release(&self.shared, &live, held)).await
     }
 
     async fn invalidate(&self, keys: &[&str]) -> Result<(), CacheError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
         let telling = async {
             let live = self.live().await?;
             self.shared.drop_all(&live.connection, keys).await
         };
-        self.owing(keys, self.within(telling).await)
+        self.owing(keys, self.within(Box::pin(telling)).await)
     }
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
@@ -520,17 +542,20 @@ impl Cache for MemcachedCache {
             // A write that it has no room for destroys what is there: a hold of somebody else, perhaps.
             return Err(CacheError::Refused);
         }
+        if keys.is_empty() {
+            return Ok(());
+        }
         self.within(steps::hold(&self.shared, &live.connection, keys, owner, millis(time))).await
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
         // Holds stand beside their entries: nothing that is done to these opens them.
-        let Some(owner) = owner else { return self.invalidate(keys).await };
+        let Some(owner) = owner.filter(|_| !keys.is_empty()) else { return self.invalidate(keys).await };
         let telling = async {
             let live = self.live().await?;
             steps::give_up(&self.shared, &live.connection, keys, owner).await
         };
-        self.owing(keys, self.within(telling).await)
+        self.owing(keys, self.within(Box::pin(telling)).await)
     }
 
     async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {
@@ -543,10 +568,14 @@ impl Cache for MemcachedCache {
         let renewing = look::change(&self.shared, &live.connection, |fields| {
             fields.insert(field::generation(resource), fastrand::u64(1..).to_string());
         });
-        self.within(renewing).await?;
+        self.within(Box::pin(renewing)).await?;
         // This process knows the new generation before it answers; the others at their next look.
         self.shared.mistrust();
         Ok(())
+    }
+
+    fn answered_since(&self, _: &str, moment: Instant) -> bool {
+        self.lane.answered_since(moment)
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {

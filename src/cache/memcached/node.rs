@@ -7,8 +7,9 @@ use tokio::sync::Mutex;
 
 use super::connection::Connection;
 use super::look::{self, Seen};
-use super::shared::{Shared, now_ms};
+use super::shared::Shared;
 use crate::cache::control::field;
+use crate::cache::lane::now_ms;
 use crate::cache::{CacheError, Looked, Node, Step};
 
 /// One Memcached server.

@@ -15,6 +15,7 @@ use super::look::change;
 use super::wire::{Batch, Reply};
 use crate::cache::CacheError;
 use crate::cache::control::field;
+use crate::cache::lane::{Returns, now_ms};
 use crate::catalog::Mapping;
 use crate::config;
 
@@ -26,15 +27,6 @@ const AWAY: u64 = 3_000;
 const CHUNK: usize = 1_000;
 /// Where Memcached listens unless the URL says otherwise.
 const PORT: u16 = 11211;
-
-/// Milliseconds of a clock that is never set and that runs on while the machine sleeps.
-pub(super) fn now_ms() -> u64 {
-    #[cfg(target_os = "linux")]
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    #[cfg(not(target_os = "linux"))]
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
-}
 
 /// What all lanes of a process have in common.
 pub(super) struct Shared {
@@ -57,6 +49,8 @@ pub(super) struct Shared {
     away: AtomicU64,
     owed: Mutex<Owed>,
     delivering: tokio::sync::Mutex<()>,
+    /// What is being given back that was perhaps given to nobody.
+    pub(super) returns: Returns,
     connections: Arc<AtomicUsize>,
     /// The most that one operation may take.
     pub(super) timeout: Duration,
@@ -109,6 +103,7 @@ impl Shared {
             away: AtomicU64::new(0),
             owed: Mutex::default(),
             delivering: tokio::sync::Mutex::default(),
+            returns: Returns::default(),
             connections: Arc::default(),
             timeout: config.timeout,
             max_entry: config.max_entry,

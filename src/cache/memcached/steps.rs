@@ -1,13 +1,17 @@
 //! What takes more than one command: look at what is there, decide, and write only if it is there still. The decisions are
 //! those of Redis's scripts.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
+use super::asked::Asked;
 use super::connection::Connection;
 use super::lane::Live;
-use super::shared::{Shared, now_ms};
+use super::shared::Shared;
 use super::wire::{Batch, If, Reply, life};
 use crate::cache::entry::{self, Entry, Fence, Held, Marks};
+use crate::cache::lane::now_ms;
 use crate::cache::{CacheError, Lease, Place, Ticket};
 
 /// So often something is tried anew because others changed what was there.
@@ -27,7 +31,11 @@ pub(super) fn wall_ms() -> u64 {
 /// What is there, each with its number and the life it has left. Zero of a life that has an end is one that is over within this second; written back,
 /// it would never end.
 async fn fetch(shared: &Shared, connection: &Connection, keys: &[&str]) -> Result<Vec<Reply>, CacheError> {
-    connection.ask(Batch::of_gets(keys.iter().map(|key| shared.spelling.of(key)))).await
+    connection.ask(gets(shared, keys)).await
+}
+
+fn gets(shared: &Shared, keys: &[&str]) -> Batch {
+    Batch::of_gets(keys.iter().map(|key| shared.spelling.of(key)))
 }
 
 /// What a lease finds in place of nothing.
@@ -55,11 +63,12 @@ pub(super) struct Terms<'a> {
 ///
 /// Whether a writer holds the entry is asked *after* the lease was written, and a writer destroys what is there *after* its
 /// hold was written: so either he destroys the lease, or it is given back here.
-pub(super) async fn lease(
+pub(super) async fn lease<'a>(
     shared: &Shared,
     live: &Live,
-    places: &[Place<'_>],
+    places: &[Place<'a>],
     terms: &Terms<'_>,
+    asked_for: &mut Asked<'a>,
 ) -> Result<Vec<Lease>, CacheError> {
     // Whoever is overtaken again and again waits like everybody else.
     let mut leases = vec![Lease::Wait { stale: None }; places.len()];
@@ -75,6 +84,7 @@ pub(super) async fn lease(
             batch.set(&key, If::Absent, life(terms.lock), &pending(place, &ticket, terms.lock));
             batch.get(&key);
             batch.get(&shared.spelling.hold_of(place.key));
+            asked_for.note(place.key, fence);
             tickets.push(ticket);
         }
         let asked = now_ms();
@@ -218,12 +228,23 @@ pub(super) async fn renew(
 
 /// Gives leases back unused.
 pub(super) async fn release(shared: &Shared, live: &Live, held: &[(Place<'_>, Ticket)]) -> Result<(), CacheError> {
-    let keys: Vec<&str> = held.iter().map(|(place, _)| place.key).collect();
+    let held: Vec<_> = held.iter().map(|(place, ticket)| (place.key, ticket.fence)).collect();
+    give_back(shared, live, &held, shared.timeout).await
+}
+
+/// The same by their fences, with as much time for each of two round trips.
+pub(super) async fn give_back(
+    shared: &Shared,
+    live: &Live,
+    held: &[(&str, Fence)],
+    patience: Duration,
+) -> Result<(), CacheError> {
+    let keys: Vec<&str> = held.iter().map(|(key, _)| *key).collect();
     let mut batch = Batch::new();
-    for ((place, ticket), reply) in held.iter().zip(fetch(shared, &live.connection, &keys).await?) {
-        live.tickets.forget(ticket.fence);
-        let key = shared.spelling.of(place.key);
-        match (own(place.key, ticket.fence, &reply), reply) {
+    for ((name, fence), reply) in held.iter().zip(live.connection.ask_within(patience, gets(shared, &keys)).await?) {
+        live.tickets.forget(*fence);
+        let key = shared.spelling.of(name);
+        match (own(name, *fence, &reply), reply) {
             (Some(b'P'), Reply::Value { cas, .. }) => batch.delete_if(&key, cas),
             (Some(_), Reply::Value { value, cas, life }) => {
                 batch.set(&key, If::Is(cas), life.max(1), &entry::marked(&value, NOBODY, 0));
@@ -232,7 +253,7 @@ pub(super) async fn release(shared: &Shared, live: &Live, held: &[(Place<'_>, Ti
         }
     }
     // Whoever was faster has changed it, and then it is not ours to give back.
-    live.connection.ask(batch).await.map(drop)
+    live.connection.ask_within(patience, batch).await.map(drop)
 }
 
 /// The state of what is there, if it has this fence.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::shared::now_ms;
+use crate::cache::lane::now_ms;
 
 /// Bits for each key: about one absent key of two hundred seems to be there.
 const BITS: u64 = 12;

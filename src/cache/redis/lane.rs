@@ -6,6 +6,7 @@
 //! generations are. A lane whose looks fail is thrown away with its connection, because a dead multiplexed connection
 //! never recovers by itself.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -16,8 +17,9 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::{Notify, watch};
 
 use super::look::{Seen, look, register};
-use super::shared::{Made, Peer, Shared, now_ms};
+use super::shared::{Made, Peer, Shared};
 use crate::cache::control::{Control, field};
+use crate::cache::lane::{Failed, PATIENCE, Strikes, Wait, now_ms};
 use crate::cache::slots::{self, Slots, Tenure};
 use crate::shield::Breaker;
 
@@ -32,8 +34,6 @@ const HOPE: u64 = 500;
 const LOOKED: u64 = 1_000;
 /// Two clocks that run alike may differ by this much between two looks, in milliseconds.
 const DRIFT: u64 = 5;
-/// So many looks in a row may fail before the connection is given up.
-const STRIKES: u32 = 3;
 /// So many timeouts in a row, with no answer between them, and the lane is not used until a look is answered. Fewer might be
 /// one slow command that held up a handful of others; under load five come within the first `cache.timeout`, so that a
 /// server that hangs costs one of those and not one for every read until trust ends.
@@ -147,14 +147,13 @@ impl Live {
         strange
     }
 
-    /// Who answers here.
-    pub(super) fn peer(&self) -> &Peer {
-        &self.peer
-    }
-
     pub(super) fn learn(&self, shared: &Shared, seen: Seen) {
-        let middle = seen.sent.midpoint(now_ms());
-        self.clock.store(seen.now.cast_signed().wrapping_sub(middle.cast_signed()), Ordering::Relaxed);
+        let (now, is_first) = (now_ms(), self.looked.load(Ordering::Acquire) == 0);
+        // A reply that lay unread for a while says less of the server's clock than those before it.
+        if is_first || now.saturating_sub(seen.sent) <= u64::try_from(shared.timeout.as_millis()).unwrap_or(u64::MAX) {
+            let middle = seen.sent.midpoint(now);
+            self.clock.store(seen.now.cast_signed().wrapping_sub(middle.cast_signed()), Ordering::Relaxed);
+        }
         let (trust, known) = self.judge(shared, &seen);
         self.control.store(Arc::new(seen.control));
         self.trust.store(trust, Ordering::Release);
@@ -231,12 +230,18 @@ impl Lane {
         self.answered.load(Ordering::Relaxed) >= now_ms().saturating_sub(ago)
     }
 
+    /// An operation that somebody began to wait for then was not answered in time.
+    pub(super) fn missed(&self, wait: Wait) {
+        if !wait.stood_still() {
+            self.timed_out();
+        }
+    }
+
     /// An operation or a look was not answered in time.
-    pub(super) fn timed_out(&self) {
+    fn timed_out(&self) {
         if self.breaker.failed() {
             // Should a new connection have taken the place just now, its next look puts it back.
             self.live.store(None);
-            // Perhaps it was only this process that stood still.
             self.wake.notify_one();
             tracing::debug!("the cache does not answer in time: it is not asked until a look is answered");
         }
@@ -314,16 +319,16 @@ async fn connect(shared: &Shared) -> anyhow::Result<(Made, Live)> {
     let live = Live::new(&made);
     match turn(shared, &live).await {
         Ok(()) => Ok((made, live)),
-        Err(error) => {
+        Err(failed) => {
             drop(Connection::take(made.connection));
-            Err(error)
+            Err(failed.into())
         }
     }
 }
 
 /// Looks until the connection is of no use any more, and says why.
 async fn keep_looking(shared: &Shared, live: &Arc<Live>, lane: &Weak<Lane>) -> &'static str {
-    let mut strikes = 0;
+    let mut strikes = Strikes::default();
     loop {
         let now = now_ms();
         let pause = if live.deadlines().trust < now && live.hopeful(shared) { SOON } else { LOOK };
@@ -339,80 +344,98 @@ async fn keep_looking(shared: &Shared, live: &Arc<Live>, lane: &Weak<Lane>) -> &
         if let Some(lane) = lane.upgrade() {
             match &outcome {
                 Ok(()) => lane.answers(live),
-                Err(error) if is_timeout(error) => lane.timed_out(),
+                Err(Failed::TimedOut) => lane.timed_out(),
                 Err(_) => {}
             }
             lane.turns.send_modify(|turns| *turns += 1);
         }
         match outcome {
-            Ok(()) => strikes = 0,
-            Err(error) => {
-                strikes += 1;
-                tracing::debug!(cache = shared.address, %error, strikes, "a look at the cache failed");
-                if error.downcast_ref::<redis::RedisError>().is_none() {
-                    // It follows another one, which may hold anything.
-                    live.mistrust();
-                    return "it is not the master, or its control key can't be kept";
-                }
-                let dead = error
-                    .downcast_ref::<redis::RedisError>()
-                    .is_some_and(|error| !error.is_timeout() && error.is_unrecoverable_error());
-                if dead {
-                    return "the connection broke";
-                }
-                if strikes == STRIKES {
-                    return "it does not answer";
+            Ok(()) => strikes = Strikes::default(),
+            Err(failed) => {
+                tracing::debug!(cache = shared.address, error = %failed, ?strikes, "a look at the cache failed");
+                if let Some(reason) = strikes.add(&failed) {
+                    return reason;
                 }
             }
         }
     }
 }
 
-fn is_timeout(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<redis::RedisError>().is_some_and(redis::RedisError::is_timeout)
+/// What an error during a look says of its connection.
+fn judge(live: &Live, error: anyhow::Error) -> Failed {
+    match error.downcast_ref::<redis::RedisError>() {
+        None => {
+            // It follows another one, which may hold anything.
+            live.mistrust();
+            Failed::Over { reason: "it is not the master, or its control key can't be kept", error }
+        }
+        Some(of) if of.is_timeout() => Failed::TimedOut,
+        Some(of) if of.is_unrecoverable_error() => Failed::Over { reason: "the connection broke", error },
+        Some(_) => Failed::Refused(error),
+    }
+}
+
+/// One look. What is there when a process that stood still goes on was in time.
+pub(super) async fn looked(shared: &Shared, live: &Live) -> Result<Seen, Failed> {
+    let mut conn = live.conn.clone();
+    // It is our own patience that ends first.
+    conn.set_response_timeout(shared.timeout + PATIENCE);
+    let wait = Wait::new(shared.timeout);
+    match wait.until(pin!(look(shared, &mut conn, &live.peer))).await {
+        Some(seen) => seen.map_err(|error| judge(live, error)),
+        None if wait.stood_still() => Err(Failed::StoodStill),
+        None => Err(Failed::TimedOut),
+    }
 }
 
 /// One look and all that follows from it.
-async fn turn(shared: &Shared, live: &Live) -> anyhow::Result<()> {
-    let mut conn = live.conn.clone();
+async fn turn(shared: &Shared, live: &Live) -> Result<(), Failed> {
     // A server that evicts whatever it is given must not keep us here.
     for _ in 0..3 {
-        let seen = look(shared, &mut conn, &live.peer).await?;
-        let before = seen.control.tenure.as_ref();
-        let next = seen.holdings.as_ref().map(|now| Tenure::next(before, now));
-        let moved = next.as_ref().is_some_and(|next| next.is_none() || next.as_ref() != before);
-        if shared.max_staleness.is_none() && (seen.control.epoch == 0 || seen.control.ids != seen.ids || moved) {
-            // New, flushed or evicted: whatever generations it had are forgotten. Another life of the server: it may have
-            // come back with what was invalidated. Either way nothing older may count, and the next turn finds the new
-            // epoch.
-            live.trust.store(0, Ordering::Release);
-            let mut renew = redis::cmd("HSET");
-            renew.arg(&shared.control_key);
-            let same = seen.control.epoch != 0 && seen.control.ids == seen.ids;
-            let kept = next.flatten().filter(|_| same);
-            if !same || kept.is_none() {
-                renew.arg(field::EPOCH).arg(fastrand::u64(1..));
-            }
-            if let Some(tenure) = kept.or_else(|| seen.holdings.as_ref().map(Tenure::fresh)) {
-                renew.arg(field::HELD).arg(tenure.held.to_string());
-                renew.arg(field::LOST).arg(tenure.lost.to_string());
-            }
-            renew.arg(field::RUN).arg(&seen.ids.run).arg(field::REPLICATION).arg(&seen.ids.replication);
-            let () = renew.query_async(&mut conn).await?;
-            continue;
+        let seen = looked(shared, live).await?;
+        if follow(shared, live, seen).await.map_err(|error| judge(live, error))? {
+            return Ok(());
         }
-        if shared.max_staleness.is_some() && register(shared, &mut conn, &seen).await? {
-            live.trust.store(0, Ordering::Release);
-            continue;
-        }
-        let strange = live.is_another_member(shared, &seen);
-        live.learn(shared, seen);
-        if strange {
-            live.mistrust();
-        }
-        let control = live.control.load_full();
-        shared.deliver(&mut conn, &control).await?;
-        return Ok(());
     }
-    anyhow::bail!("the control key {} does not stay in the cache", shared.control_key)
+    Err(judge(live, anyhow::anyhow!("the control key {} does not stay in the cache", shared.control_key)))
+}
+
+/// What follows from a look; false: another look does.
+async fn follow(shared: &Shared, live: &Live, seen: Seen) -> anyhow::Result<bool> {
+    let mut conn = live.conn.clone();
+    let before = seen.control.tenure.as_ref();
+    let next = seen.holdings.as_ref().map(|now| Tenure::next(before, now));
+    let moved = next.as_ref().is_some_and(|next| next.is_none() || next.as_ref() != before);
+    if shared.max_staleness.is_none() && (seen.control.epoch == 0 || seen.control.ids != seen.ids || moved) {
+        // New, flushed or evicted: whatever generations it had are forgotten. Another life of the server: it may have
+        // come back with what was invalidated. Either way nothing older may count, and the next turn finds the new
+        // epoch.
+        live.trust.store(0, Ordering::Release);
+        let mut renew = redis::cmd("HSET");
+        renew.arg(&shared.control_key);
+        let same = seen.control.epoch != 0 && seen.control.ids == seen.ids;
+        let kept = next.flatten().filter(|_| same);
+        if !same || kept.is_none() {
+            renew.arg(field::EPOCH).arg(fastrand::u64(1..));
+        }
+        if let Some(tenure) = kept.or_else(|| seen.holdings.as_ref().map(Tenure::fresh)) {
+            renew.arg(field::HELD).arg(tenure.held.to_string());
+            renew.arg(field::LOST).arg(tenure.lost.to_string());
+        }
+        renew.arg(field::RUN).arg(&seen.ids.run).arg(field::REPLICATION).arg(&seen.ids.replication);
+        let () = renew.query_async(&mut conn).await?;
+        return Ok(false);
+    }
+    if shared.max_staleness.is_some() && register(shared, &mut conn, &seen).await? {
+        live.trust.store(0, Ordering::Release);
+        return Ok(false);
+    }
+    let strange = live.is_another_member(shared, &seen);
+    live.learn(shared, seen);
+    if strange {
+        live.mistrust();
+    }
+    let control = live.control.load_full();
+    shared.deliver(&mut conn, &control).await?;
+    Ok(true)
 }

@@ -17,10 +17,10 @@ use redis::aio::MultiplexedConnection;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::filter::{Filter, Filters};
-use super::lane::{Deadlines, Live};
-use super::look::look;
-use super::shared::{Shared, now_ms};
+use super::lane::{Deadlines, Live, looked};
+use super::shared::Shared;
 use crate::cache::entry::Entry;
+use crate::cache::lane::now_ms;
 
 /// Between two looks for batches.
 const FOLLOW: Duration = Duration::from_millis(50);
@@ -213,7 +213,7 @@ async fn follow(shared: Arc<Shared>, local: Weak<Local>) {
 /// One look: first everything that was invalidated up to it, then its deadline.
 async fn step(shared: &Shared, live: &Live, local: &Local) -> anyhow::Result<()> {
     let mut conn = live.conn.clone();
-    let seen = look(shared, &mut conn, live.peer()).await?;
+    let seen = looked(shared, live).await?;
     let batch = seen.control.batch;
     let text = format!("{} {} {}", seen.control.epoch, seen.ids.run, seen.ids.replication);
     let life = xxh3_64(text.as_bytes());

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
 
-use super::shared::{Peer, Shared, line, now_ms, text};
+use super::shared::{Peer, Shared, line, text};
 use crate::cache::control::{Control, Ids, field};
+use crate::cache::lane::now_ms;
 use crate::cache::slots::Holdings;
 
 /// What a look over one connection found.

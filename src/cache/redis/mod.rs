@@ -5,6 +5,7 @@
 
 pub mod cluster;
 
+mod asked;
 mod filter;
 mod lane;
 mod local;
@@ -25,16 +26,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value};
 
+use self::asked::Asked;
 use self::filter::Filter;
 pub use self::filter::{FilterState, bytes_for};
 use self::lane::{Deadlines, Lane, Live};
 use self::local::{Caught, Local};
 pub use self::node::RedisNode;
 use self::sentinel::Sentinels;
-use self::shared::{Shared, now_ms};
+use self::shared::Shared;
 use self::unlink::NotHere;
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
+use super::lane::{Wait, now_ms};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::{Mapping, Resource};
 use crate::{config, store};
@@ -369,6 +372,7 @@ impl RedisCache {
     }
 
     async fn ask(&self, live: &Live, cmd: Cmd) -> Result<Value, CacheError> {
+        let wait = Wait::new(self.shared.timeout);
         match live.conn.clone().send_packed_command(&cmd).await {
             Ok(reply) => {
                 self.lane.answered();
@@ -377,19 +381,22 @@ impl RedisCache {
                     value => Ok(value),
                 }
             }
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => Err(self.failed(&error, wait)),
         }
     }
 
     /// One round trip; replies come in the commands' order, errors among them.
     async fn ask_all(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
-        let count = pipe.len();
+        let (wait, count) = (Wait::new(self.shared.timeout), pipe.len());
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         match live.conn.clone().send_packed_commands(pipe, 0, count).await {
             Ok(values) => {
                 self.lane.answered();
                 if values.len() == count { Ok(values) } else { Err(CacheError::Refused) }
             }
-            Err(error) => Err(self.failed(&error)),
+            Err(error) => Err(self.failed(&error, wait)),
         }
     }
 
@@ -415,9 +422,9 @@ impl RedisCache {
         Ok(replies)
     }
 
-    fn failed(&self, error: &redis::RedisError) -> CacheError {
+    fn failed(&self, error: &redis::RedisError, wait: Wait) -> CacheError {
         if error.is_timeout() {
-            self.lane.timed_out();
+            self.lane.missed(wait);
             return CacheError::TimedOut;
         }
         if error.is_unrecoverable_error() || error.is_connection_dropped() {
@@ -452,8 +459,8 @@ impl RedisCache {
         &self,
         live: Result<Arc<Live>, CacheError>,
         outcome: redis::RedisResult<NotHere<'_>>,
-        keys: &[&str],
-        spare: bool,
+        (keys, spare): (&[&str], bool),
+        wait: Wait,
     ) -> Result<(), CacheError> {
         let failure = match (live, outcome) {
             (Ok(_), Ok(not_here)) if not_here.is_empty() => return Ok(()),
@@ -463,7 +470,7 @@ impl RedisCache {
             }
             (Ok(_), Ok(not_here)) if not_here.moved.is_empty() => CacheError::Elsewhere,
             (Ok(_), Ok(_)) => self.refused("MOVED"),
-            (Ok(_), Err(error)) => self.failed(&error),
+            (Ok(_), Err(error)) => self.failed(&error, wait),
             (Err(error), _) => error,
         };
         self.shared.owe(keys, spare);
@@ -542,16 +549,16 @@ impl RedisCache {
     }
 
     /// Leases on entries that are this server's to keep.
-    async fn lease_here(
+    async fn lease_here<'a>(
         &self,
         live: &Live,
-        places: &[Place<'_>],
+        places: &[Place<'a>],
         groups: &[u64],
-        lock: Duration,
-        verified: bool,
+        (lock, verified): (Duration, bool),
+        asked: &mut Asked<'a>,
     ) -> Result<Vec<Lease>, CacheError> {
         if !live.set_nx_get {
-            return self.lease_by_script(live, places, groups, lock, verified).await;
+            return self.lease_by_script(live, places, groups, (lock, verified), asked).await;
         }
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -559,6 +566,7 @@ impl RedisCache {
             let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.cmd("SET").arg(place.key).arg(pending).arg("NX").arg("GET").arg("PX").arg(millis(lock));
+            asked.note(place.key, ticket.fence);
             tickets.push(ticket);
         }
         let mut leases = Vec::with_capacity(places.len());
@@ -582,8 +590,8 @@ impl RedisCache {
             });
         }
         if !unsettled.is_empty() {
-            let places: Vec<Place<'_>> = unsettled.iter().map(|index| places[*index]).collect();
-            let settled = self.lease_by_script(live, &places, groups, lock, verified).await?;
+            let places: Vec<Place<'a>> = unsettled.iter().map(|index| places[*index]).collect();
+            let settled = self.lease_by_script(live, &places, groups, (lock, verified), asked).await?;
             for (index, lease) in unsettled.into_iter().zip(settled) {
                 leases[index] = lease;
             }
@@ -592,13 +600,13 @@ impl RedisCache {
     }
 
     /// The leases that a plain `SET NX GET` does not settle, by script, each with a fence of its own.
-    async fn lease_by_script(
+    async fn lease_by_script<'a>(
         &self,
         live: &Live,
-        places: &[Place<'_>],
+        places: &[Place<'a>],
         groups: &[u64],
-        lock: Duration,
-        verified: bool,
+        (lock, verified): (Duration, bool),
+        asked: &mut Asked<'a>,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());
@@ -606,6 +614,7 @@ impl RedisCache {
             let ticket = Self::ticket(live, place, groups)?.ok_or(CacheError::Elsewhere)?;
             let pending = entry::pending(place.key, ticket.fence, ticket.tag, place.shape);
             pipe.add_command(self.shared.scripts.lease(place.key, &pending, millis(lock), place.refreshes));
+            asked.note(place.key, ticket.fence);
             tickets.push(ticket);
         }
         let replies = self.scripts(live, &pipe).await?;
@@ -734,7 +743,9 @@ impl Cache for RedisCache {
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
             places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
         let mut leases = vec![Lease::Past; places.len()];
-        for (index, lease) in indices.into_iter().zip(self.lease_here(&live, &here, &groups, lock, verified).await?) {
+        let mut asked = Asked::new(&self.shared, &live);
+        let given = self.lease_here(&live, &here, &groups, (lock, verified), &mut asked).await?;
+        for (index, lease) in indices.into_iter().zip(given) {
             leases[index] = lease;
         }
         if let Some(local) = &self.local {
@@ -742,7 +753,9 @@ impl Cache for RedisCache {
                 local.outdated(place.key);
             }
         }
-        self.still(leases, deadlines, first)
+        let leases = self.still(leases, deadlines, first)?;
+        asked.settled();
+        Ok(leases)
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
@@ -820,12 +833,15 @@ impl Cache for RedisCache {
         if let Some(local) = &self.local {
             local.forget(keys);
         }
-        let live = self.live().await;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let (live, wait) = (self.live().await, Wait::new(self.shared.timeout));
         let outcome = match &live {
             Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys).await,
             Err(_) => Ok(NotHere::default()),
         };
-        self.told(live, outcome, keys, false)
+        self.told(live, outcome, (keys, false), wait)
     }
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
@@ -845,13 +861,16 @@ impl Cache for RedisCache {
     }
 
     async fn invalidate_unless_held(&self, keys: &[&str], owner: Option<Fence>) -> Result<(), CacheError> {
-        let live = self.live().await;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let (live, wait) = (self.live().await, Wait::new(self.shared.timeout));
         let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
         let outcome = match &live {
             Ok(live) => unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await,
             Err(_) => Ok(NotHere::default()),
         };
-        self.told(live, outcome, keys, true)
+        self.told(live, outcome, (keys, true), wait)
     }
 
     async fn invalidate_everywhere(&self, keys: &[&str]) -> Result<(), CacheError> {

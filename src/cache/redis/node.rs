@@ -8,9 +8,10 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::Mutex;
 
 use super::look::{self, Seen};
-use super::shared::{Made, Peer, Shared, now_ms, shared_by_many};
+use super::shared::{Made, Peer, Shared, shared_by_many};
 use super::unlink;
 use crate::cache::control::field;
+use crate::cache::lane::now_ms;
 use crate::cache::slots::{self, Tenure};
 use crate::cache::{CacheError, Looked, Node, Step};
 

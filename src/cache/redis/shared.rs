@@ -23,6 +23,7 @@ use super::script::Scripts;
 use super::sentinel::{self, Address, Sentinels};
 use super::{rights, trouble, unlink};
 use crate::cache::control::{Control, field};
+use crate::cache::lane::{Returns, now_ms};
 use crate::catalog::Mapping;
 use crate::config;
 
@@ -32,15 +33,6 @@ pub(super) const OWED_MAX: usize = 10_000;
 /// After a round that the database did not answer, for how long that is taken to be so, in milliseconds. Rounds go on
 /// meanwhile and renew it.
 const AWAY: u64 = 3_000;
-
-/// Milliseconds of a clock that is never set and that runs on while the machine sleeps.
-pub(super) fn now_ms() -> u64 {
-    #[cfg(target_os = "linux")]
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    #[cfg(not(target_os = "linux"))]
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
-}
 
 /// What all lanes of a process have in common.
 pub(super) struct Shared {
@@ -69,6 +61,8 @@ pub(super) struct Shared {
     away: Arc<AtomicU64>,
     owed: Mutex<Owed>,
     delivering: tokio::sync::Mutex<()>,
+    /// What is being given back that was perhaps given to nobody.
+    pub(super) returns: Returns,
     /// Why the last attempt to connect failed.
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) address: String,
@@ -221,6 +215,7 @@ impl Shared {
             away,
             owed: Mutex::new(Owed::default()),
             delivering: tokio::sync::Mutex::default(),
+            returns: Returns::default(),
             trouble: Mutex::default(),
             address,
             timeout: config.timeout,
