@@ -141,6 +141,45 @@ async fn while_no_connection_can_be_made_readers_hang_up_and_take_nothing_with_t
     all_answered(patient).await;
 }
 
+/// Connects until there is no more room.
+async fn take_all(world: &World, others: &mut Vec<tokio_postgres::Client>) {
+    while let Ok((client, connection)) = tokio_postgres::connect(&world.database.url, tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        others.push(client);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_server_has_no_room_readers_wait_for_the_connections_that_there_are() {
+    const OURS: &str = "backend_type = 'client backend' AND application_name = 'cache-aside' AND state = 'idle'
+                        AND query LIKE '%item%'";
+    let postgres = Postgres::start_with(&["max_connections=30"]).await;
+    let world = alone(&postgres).await;
+    let app = App::start(&sized(&world, 8, 20)).await;
+    open(&app, 4).await;
+    let direct = world.database.client().await;
+    app.get("/api/item/1").await.expect(200);
+    // Others take all that is left, and what one of ours had.
+    let mut others = Vec::new();
+    take_all(&world, &mut others).await;
+    let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS} LIMIT 1");
+    assert_eq!(direct.query(&end, &[]).await.expect("it can be ended").len(), 1, "it has read a row");
+    let before = others.len();
+    while others.len() == before {
+        take_all(&world, &mut others).await;
+    }
+    open(&app, 3).await;
+    let served = readers(&app, 1, 8);
+    let begun = async || {
+        let row = direct.query_one("SELECT last_value, is_called FROM begun", &[]).await.expect("it is there");
+        if row.get(1) { row.get::<_, i64>(0) } else { 0 }
+    };
+    app.until("three begun", async |_| begun().await == 3).await;
+    app.until("the others wait", async |app| connections(app, "waiting").await >= 5).await;
+    direct.batch_execute("INSERT INTO gate VALUES (true)").await.expect("it is open");
+    all_answered(served).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_connected_before_changes_were_captured_is_made_anew() {
     let world = World::new(GATED).await;

@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, QueueMode, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 
 use super::connect::{CONNECT, Connector, Origin};
 use super::unreachable;
@@ -63,6 +65,13 @@ pub(super) struct Checked<'a> {
     _inside: Place<'a>,
 }
 
+/// Why there is no connection for a permit.
+enum Failed {
+    /// The server has no room for another one.
+    NoRoom(StoreError),
+    Otherwise(StoreError),
+}
+
 impl Pool {
     /// Prepares it, without connecting yet; the first half is made soon.
     pub(super) fn new(connector: Connector, config: &config::Database) -> anyhow::Result<Arc<Self>> {
@@ -104,30 +113,57 @@ impl Pool {
         self.usable.load(Ordering::SeqCst).saturating_sub(self.permits.available_permits())
     }
 
-    /// A connection, after a wait in a queue that is bounded in length and time.
+    /// A connection, after a wait in a queue that is bounded in length and time. Where the server has no room for another
+    /// one, one of those that there are is waited for.
     pub(super) async fn checkout(self: &Arc<Self>) -> Result<Checked<'_>, StoreError> {
         let inside = Place::take(&self.inside, self.size + self.queue).ok_or(StoreError::Busy)?;
-        let permit = if let Ok(permit) = self.permits.try_acquire() {
-            permit
-        } else {
-            let _place = Place::take(&self.waiting, usize::MAX);
-            self.grow();
-            let acquired = tokio::time::timeout(self.patience, self.permits.acquire()).await;
-            // The semaphore is never closed.
-            acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)?
-        };
+        let until = Instant::now() + self.patience;
+        loop {
+            let permit = self.permit(until).await?;
+            let failed = match self.connection().await {
+                Ok((client, life)) => {
+                    return Ok(Checked { client, origin: life.fingerprint, life, _permit: permit, _inside: inside });
+                }
+                Err(Failed::Otherwise(failed)) => return Err(failed),
+                Err(Failed::NoRoom(failed)) => failed,
+            };
+            // Whoever finds no idle one and has none himself knows that all that there are belong to others, with permits.
+            if self.made.status().size == 0 {
+                return Err(failed);
+            }
+            permit.forget();
+            self.usable.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    async fn permit(self: &Arc<Self>, until: Instant) -> Result<SemaphorePermit<'_>, StoreError> {
+        if let Ok(permit) = self.permits.try_acquire() {
+            return Ok(permit);
+        }
+        let _place = Place::take(&self.waiting, usize::MAX);
+        self.grow();
+        let acquired = tokio::time::timeout_at(until, self.permits.acquire()).await;
+        // The semaphore is never closed.
+        acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)
+    }
+
+    /// The connection that was used last, or a new one, for somebody who has a permit.
+    async fn connection(&self) -> Result<(Object, Arc<Origin>), Failed> {
         loop {
             let client = match tokio::time::timeout(CONNECT, self.made.get()).await {
                 Ok(Ok(client)) => client,
-                Ok(Err(deadpool_postgres::PoolError::Backend(refused))) => return Err(unreachable(&refused)),
-                Ok(Err(other)) => return Err(StoreError::Unavailable(other.to_string())),
-                Err(_) => return Err(StoreError::Unavailable("connecting took too long".into())),
+                Ok(Err(PoolError::Backend(refused))) => {
+                    let is_full = refused.code() == Some(&SqlState::TOO_MANY_CONNECTIONS);
+                    let failed = unreachable(&refused);
+                    return Err(if is_full { Failed::NoRoom(failed) } else { Failed::Otherwise(failed) });
+                }
+                Ok(Err(other)) => return Err(Failed::Otherwise(StoreError::Unavailable(other.to_string()))),
+                Err(_) => return Err(Failed::Otherwise(StoreError::Unavailable("connecting took too long".into()))),
             };
             // Loaded once: a later one is not this connection's.
             let life = self.connector.origin();
             if !life.is_former(Object::metrics(&client).created) {
-                let origin = life.fingerprint;
-                return Ok(Checked { client, origin, life, _permit: permit, _inside: inside });
+                return Ok((client, life));
             }
             // It may lead to a database that is the primary no more.
             drop(Object::take(client));
@@ -183,7 +219,14 @@ impl Pool {
     }
 
     /// Opens what is missing of those that are kept; not while all that may be used are. Whether it could.
-    async fn top_up(&self) -> bool {
+    async fn top_up(self: &Arc<Self>) -> bool {
+        // There was no room for them.
+        while self.usable.load(Ordering::SeqCst) < kept(self.size) {
+            let Some(attempt) = Attempt::begin(self) else { return true };
+            if !self.make(attempt).await {
+                return false;
+            }
+        }
         while let Ok(permit) = self.permits.try_acquire() {
             // Its own permit counts for nothing but the connection that is to be made.
             if self.taken() > kept(self.size) {
