@@ -105,7 +105,7 @@ pub enum StoreError {
     #[error("the table has changed: {0}")]
     Changed(String),
     /// Anything else that the database refused.
-    #[error("the database refused the statement: {0}")]
+    #[error("the database refused: {0}")]
     Refused(String),
     /// A loader failed, in words of its own.
     #[error(transparent)]
