@@ -19,7 +19,6 @@ mod trouble;
 mod unlink;
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,7 +28,7 @@ use redis::{Cmd, Pipeline, Value};
 use self::asked::Asked;
 use self::filter::Filter;
 pub use self::filter::{FilterState, bytes_for};
-use self::lane::{Deadlines, Lane, Live};
+use self::lane::Live;
 use self::local::{Caught, Local};
 pub use self::node::RedisNode;
 use self::sentinel::Sentinels;
@@ -37,19 +36,16 @@ use self::shared::Shared;
 use self::unlink::NotHere;
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held};
-use super::lane::{Wait, now_ms};
+use super::lane::{Deadlines, Lane, Wait, now_ms};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::{Mapping, Resource};
 use crate::{config, store};
-
-/// How long a read waits for a lane that is about to be trusted.
-const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A handle on a Redis server, with a lane of its own in the runtime that made it.
 #[derive(Clone)]
 pub struct RedisCache {
     shared: Arc<Shared>,
-    lane: Arc<Lane>,
+    lane: Arc<Lane<Shared>>,
     local: Option<Arc<Local>>,
 }
 
@@ -76,7 +72,7 @@ impl Building {
     /// Whether rows of this origin are those that the cache has caught up with.
     #[must_use]
     pub fn agrees(&self, origin: u64) -> bool {
-        store::origin(&self.live.control.load().origin) == origin
+        store::origin(&self.live.standing.control.load().origin) == origin
     }
 
     /// There are more keys than it was begun for.
@@ -154,8 +150,7 @@ impl RedisCache {
 
     /// Waits until this handle's lane is trusted, for `patience` at most.
     pub async fn settled(&self, patience: Duration) {
-        let away = |lane: &Lane| !lane.untried() && lane.live.load().is_none();
-        self.lane.turned(patience, |lane| self.health().is_ok() || away(lane)).await;
+        self.lane.settled(patience).await;
     }
 
     /// The in-process tier, where one may hold this entry. What depends on groups is not held: only the node knows their
@@ -171,7 +166,7 @@ impl RedisCache {
         let Some(deadlines) = local.deadlines() else { return Err(None) };
         let found = Self::tag(live, place, &[]).and_then(|tag| local.get(place.key, tag));
         match found {
-            Some(entry) if self.verified(deadlines) == Ok(true) => Ok(entry),
+            Some(entry) if self.shared.debts.verified(deadlines) == Ok(true) => Ok(entry),
             _ => Err(Some(noted)),
         }
     }
@@ -193,7 +188,7 @@ impl RedisCache {
         let Some(deadlines) = local.deadlines() else { return lookup };
         let tag = Self::tag(live, place, &[]);
         let lacks = tag.is_some_and(|tag| local.filters.lacks(place.resource, tag, place.key));
-        if !lacks || self.verified(deadlines) != Ok(true) {
+        if !lacks || self.shared.debts.verified(deadlines) != Ok(true) {
             return lookup;
         }
         let left = deadlines.trust.saturating_sub(now_ms()).max(1);
@@ -225,9 +220,9 @@ impl RedisCache {
     ///
     /// [`CacheError`] where it is not known now what is told of changes.
     pub async fn begin_filter(&self, resource: &Resource, capacity: u64) -> Result<Building, CacheError> {
-        let (live, deadlines) = self.ready().await?;
+        let (live, deadlines) = self.lane.ready().await?;
         // What is served is registered then: rounds tell of its changes.
-        self.verified(deadlines)?;
+        self.shared.debts.verified(deadlines)?;
         let local = self.local.as_ref().ok_or(CacheError::Untrusted)?;
         let prefix = resource.row_prefix();
         let filter = Filter::new(prefix, Self::row_tag(&live, resource), capacity);
@@ -236,7 +231,7 @@ impl RedisCache {
     }
 
     fn row_tag(live: &Live, resource: &Resource) -> u64 {
-        let control = live.control.load();
+        let control = live.standing.control.load();
         entry::tag(resource.shape, control.epoch, control.generation(&resource.name), &[])
     }
 
@@ -276,8 +271,7 @@ impl RedisCache {
     ///
     /// What it is not.
     pub fn health(&self) -> Result<(), CacheError> {
-        let live = self.lane.live.load_full().ok_or(CacheError::Disconnected)?;
-        self.verified(live.deadlines()).map(drop)
+        self.lane.health()
     }
 
     /// What the server says of itself, for `check`: `INFO` as text, or why there is none in words. A lane that was not tried
@@ -285,7 +279,7 @@ impl RedisCache {
     pub(super) async fn info(&self, patience: Duration) -> Result<String, String> {
         self.lane.turned(patience, |lane| !lane.untried()).await;
         let asked = async {
-            let live = self.live().await?;
+            let live = self.lane.live().await?;
             let reply = self.ask(&live, redis::cmd("INFO")).await?;
             shared::text(&reply).ok_or(CacheError::Refused)
         };
@@ -301,55 +295,13 @@ impl RedisCache {
     /// Whether invalidations that failed wait for delivery.
     #[must_use]
     pub fn owes(&self) -> bool {
-        self.shared.owes()
+        self.shared.debts.owes()
     }
 
     /// The number of open connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.connections()
-    }
-
-    /// The connection. A lane that is new is given the time of one operation to open: the first requests after a
-    /// start need not go past a cache that is there.
-    async fn live(&self) -> Result<Arc<Live>, CacheError> {
-        if let Some(live) = self.lane.live.load_full() {
-            return Ok(live);
-        }
-        if self.lane.untried() {
-            self.lane.turned(self.shared.timeout, |lane| !lane.untried()).await;
-        }
-        self.lane.live.load_full().ok_or(CacheError::Disconnected)
-    }
-
-    /// The connection and its deadlines, loaded before anything is sent. One that will be trusted after its next look is
-    /// looked at.
-    async fn ready(&self) -> Result<(Arc<Live>, Deadlines), CacheError> {
-        let live = self.live().await?;
-        let deadlines = live.deadlines();
-        if self.verified(deadlines).is_ok() || !live.hopeful(&self.shared) {
-            return Ok((live, deadlines));
-        }
-        self.lane.wake.notify_one();
-        self.lane.turned(self.shared.timeout.min(PATIENCE), |_| self.health().is_ok()).await;
-        let live = self.live().await?;
-        let deadlines = live.deadlines();
-        Ok((live, deadlines))
-    }
-
-    /// Compares deadlines that were loaded before a command was sent with the time its reply is used. What can't be known
-    /// to be current is good for nothing, unless the database itself does not answer: then the answer is false.
-    fn verified(&self, deadlines: Deadlines) -> Result<bool, CacheError> {
-        let now = now_ms();
-        if deadlines.looked < self.shared.floor.load(Ordering::Acquire) {
-            Err(CacheError::Untrusted)
-        } else if now <= deadlines.trust {
-            Ok(true)
-        } else if now <= deadlines.known && self.shared.database_is_away() {
-            Ok(false)
-        } else {
-            Err(CacheError::Untrusted)
-        }
     }
 
     /// What leases found is only as good as it is when it is used.
@@ -365,9 +317,10 @@ impl RedisCache {
         Ok(leases)
     }
 
-    /// The same for an entry that may be strict: then only what is known to be current is of any use.
+    /// Whether what is read under these deadlines is known to be current. An entry that may be strict is of no use
+    /// otherwise.
     fn usable(&self, deadlines: Deadlines, place: &Place<'_>) -> Result<bool, CacheError> {
-        let verified = self.verified(deadlines)?;
+        let verified = self.shared.debts.verified(deadlines)?;
         if verified || !place.strict { Ok(verified) } else { Err(CacheError::Untrusted) }
     }
 
@@ -465,7 +418,7 @@ impl RedisCache {
         let failure = match (live, outcome) {
             (Ok(_), Ok(not_here)) if not_here.is_empty() => return Ok(()),
             // Should it come back, it counts for nothing; but some lane may not have seen yet that it has left.
-            (Ok(live), Ok(not_here)) if not_here.is_harmless(&live.control.load()) => {
+            (Ok(live), Ok(not_here)) if not_here.is_harmless(&live.standing.control.load()) => {
                 return Err(CacheError::Untrusted);
             }
             (Ok(_), Ok(not_here)) if not_here.moved.is_empty() => CacheError::Elsewhere,
@@ -473,14 +426,14 @@ impl RedisCache {
             (Ok(_), Err(error)) => self.failed(&error, wait),
             (Err(error), _) => error,
         };
-        self.shared.owe(keys, spare);
+        self.shared.debts.owe(keys, spare);
         self.lane.wake.notify_one();
         Err(failure)
     }
 
     /// What an entry must carry to be of use; `None`: nothing here is, since the key may have been another node's.
     fn tag(live: &Live, place: &Place<'_>, groups: &[u64]) -> Option<u64> {
-        let control = live.control.load();
+        let control = live.standing.control.load();
         let tag = || entry::tag(place.shape, control.epoch, control.generation(place.resource), groups);
         control.holds(place.key).then(tag)
     }
@@ -629,7 +582,7 @@ impl RedisCache {
     /// `None`: nothing may be filled here.
     fn ticket(live: &Live, place: &Place<'_>, groups: &[u64]) -> Result<Option<Ticket>, CacheError> {
         let fence = Fence::new().map_err(|_| CacheError::Refused)?;
-        Ok(Self::tag(live, place, groups).map(|tag| Ticket { fence, tag, connection: live.number }))
+        Ok(Self::tag(live, place, groups).map(|tag| Ticket { fence, tag, connection: live.standing.number }))
     }
 
     /// Reads the answer of the lease script.
@@ -685,7 +638,7 @@ fn millis(duration: Duration) -> u64 {
 
 impl Cache for RedisCache {
     async fn read(&self, place: Place<'_>) -> Result<Lookup, CacheError> {
-        let (live, deadlines) = self.ready().await?;
+        let (live, deadlines) = self.lane.ready().await?;
         if !place.groups.is_empty() {
             let mut found = self.read_grouped(&live, deadlines, &[place]).await?;
             return Ok(found.pop().unwrap_or(Lookup::Absent));
@@ -704,7 +657,7 @@ impl Cache for RedisCache {
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
-        let (live, deadlines) = self.ready().await?;
+        let (live, deadlines) = self.lane.ready().await?;
         if places.iter().all(|place| self.local(place).is_none()) {
             let found = self.read_grouped(&live, deadlines, places).await?;
             let all = places.iter().zip(found);
@@ -734,12 +687,12 @@ impl Cache for RedisCache {
     }
 
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
-        let (live, deadlines) = self.ready().await?;
+        let (live, deadlines) = self.lane.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
         let groups = self.groups(&live, first).await?;
-        let control = live.control.load_full();
+        let control = live.standing.control.load_full();
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
             places.iter().copied().enumerate().filter(|(_, place)| control.holds(place.key)).unzip();
         let mut leases = vec![Lease::Past; places.len()];
@@ -759,7 +712,7 @@ impl Cache for RedisCache {
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         let mut pipe = Pipeline::with_capacity(held.len());
         for (place, ticket) in held {
             pipe.add_command(self.shared.scripts.renew(place.key, &ticket.fence.0, millis(lock)));
@@ -768,15 +721,15 @@ impl Cache for RedisCache {
     }
 
     async fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
-        let live = self.live().await?;
-        let deadlines = live.deadlines();
+        let live = self.lane.live().await?;
+        let deadlines = live.standing.deadlines();
         let now = live.cache_now();
-        if fills.iter().any(|(_, ticket, _)| ticket.connection != live.number) {
+        if fills.iter().any(|(_, ticket, _)| ticket.connection != live.standing.number) {
             // Another memory may be at the other end by now, whose past the fence has come back from: what is stored
             // there proves nothing. The lock ends by itself.
             return Ok(vec![Filled::Gone; fills.len()]);
         }
-        let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.control.load().origin));
+        let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.standing.control.load().origin));
         let groups = fills.first().map_or(&[][..], |(place, ..)| place.groups);
         let mut pipe = Pipeline::with_capacity(groups.len() + fills.len());
         for group in groups {
@@ -817,11 +770,11 @@ impl Cache for RedisCache {
             }
         }
         // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
-        if self.verified(deadlines)? { verdicts } else { Err(CacheError::Untrusted) }
+        if self.shared.debts.verified(deadlines)? { verdicts } else { Err(CacheError::Untrusted) }
     }
 
     async fn release(&self, held: &[(Place<'_>, Ticket)]) -> Result<(), CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         let mut pipe = Pipeline::with_capacity(held.len());
         for (place, ticket) in held {
             pipe.add_command(self.shared.scripts.release(place.key, &ticket.fence.0));
@@ -836,7 +789,7 @@ impl Cache for RedisCache {
         if keys.is_empty() {
             return Ok(());
         }
-        let (live, wait) = (self.live().await, Wait::new(self.shared.timeout));
+        let (live, wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
         let outcome = match &live {
             Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys).await,
             Err(_) => Ok(NotHere::default()),
@@ -845,9 +798,9 @@ impl Cache for RedisCache {
     }
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         // A hold in a memory that nobody reads from holds nobody back.
-        if !self.verified(live.deadlines())? {
+        if !self.shared.debts.verified(live.standing.deadlines())? {
             return Err(CacheError::Untrusted);
         }
         let mut pipe = Pipeline::with_capacity(keys.len());
@@ -864,7 +817,7 @@ impl Cache for RedisCache {
         if keys.is_empty() {
             return Ok(());
         }
-        let (live, wait) = (self.live().await, Wait::new(self.shared.timeout));
+        let (live, wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
         let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
         let outcome = match &live {
             Ok(live) => unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await,
@@ -878,7 +831,7 @@ impl Cache for RedisCache {
         if self.shared.max_staleness.is_none() {
             return Ok(());
         }
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         let batch = serde_json::to_string(keys).map_err(|_| CacheError::Refused)?;
         let mut pipe = Pipeline::with_capacity(1);
         pipe.add_command(self.shared.scripts.tell([&self.shared.control_key, &self.shared.stream_key], &batch));
@@ -886,12 +839,12 @@ impl Cache for RedisCache {
     }
 
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         let mut cmd = redis::cmd("HSET");
         cmd.arg(&self.shared.control_key).arg(field::generation(resource)).arg(fastrand::u64(1..));
         self.ask(&live, cmd).await?;
         // This process knows the new generation before it answers; the others at their next look.
-        self.shared.mistrust();
+        self.shared.debts.mistrust();
         Ok(())
     }
 
@@ -900,7 +853,7 @@ impl Cache for RedisCache {
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         let mut pipe = Pipeline::with_capacity(1 + place.groups.len());
         pipe.cmd("GET").arg(place.key);
         for group in place.groups {
