@@ -321,6 +321,7 @@ async fn keys_of_any_text_have_entries_of_their_own() {
         assert_eq!(app.get(&path).await.json()["data"]["v"], v, "{name}");
     }
     // What the documentation says of a key can be typed.
+    warm(&[&app], &["/api/tag/YSBi"]).await;
     let typed = Memcached::shared().await.say(format!("mg {}tag:YSBi s\r\n", world.prefix).as_bytes(), "HD").await;
     assert!(typed.starts_with("HD s"), "{typed}");
 }

@@ -25,26 +25,23 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use self::asked::Asked;
-use self::lane::{Deadlines, Lane, Live};
+use self::lane::Live;
 pub use self::node::MemcachedNode;
 use self::shared::Shared;
 use self::steps::{Terms, wall_ms};
 use self::wire::{Batch, If, Reply};
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held, Marks};
-use super::lane::{Wait, now_ms};
+use super::lane::{Deadlines, Lane, Wait, now_ms};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
 
-/// How long a read waits for a lane that is about to be trusted: about two rounds.
-const PATIENCE: Duration = Duration::from_millis(150);
 /// What an item costs beside its value, at most: the server's header, and the key.
 const OVERHEAD: usize = 400;
 
@@ -52,7 +49,7 @@ const OVERHEAD: usize = 400;
 #[derive(Clone)]
 pub struct MemcachedCache {
     shared: Arc<Shared>,
-    lane: Arc<Lane>,
+    lane: Arc<Lane<Shared>>,
 }
 
 /// What a server says of itself, for `check`.
@@ -105,8 +102,7 @@ impl MemcachedCache {
 
     /// Waits until this handle's lane is trusted, for `patience` at most.
     pub async fn settled(&self, patience: Duration) {
-        let away = |lane: &Lane| !lane.untried() && lane.live.load().is_none();
-        self.lane.turned(patience, |lane| self.health().is_ok() || away(lane)).await;
+        self.lane.settled(patience).await;
     }
 
     /// How it is.
@@ -144,8 +140,7 @@ impl MemcachedCache {
     ///
     /// What it is not.
     pub fn health(&self) -> Result<(), CacheError> {
-        let live = self.lane.live.load_full().ok_or(CacheError::Disconnected)?;
-        self.verified(live.deadlines()).map(drop)
+        self.lane.health()
     }
 
     /// What the server says of itself.
@@ -168,7 +163,7 @@ impl MemcachedCache {
     /// Whether invalidations that failed wait for delivery.
     #[must_use]
     pub fn owes(&self) -> bool {
-        self.shared.owes()
+        self.shared.debts.owes()
     }
 
     /// The number of open connections.
@@ -177,51 +172,10 @@ impl MemcachedCache {
         self.shared.connections()
     }
 
-    /// The connection. A lane that is new is given the time of one operation to open: the first requests after a
-    /// start need not go past a cache that is there.
-    async fn live(&self) -> Result<Arc<Live>, CacheError> {
-        if let Some(live) = self.lane.live.load_full() {
-            return Ok(live);
-        }
-        if self.lane.untried() {
-            self.lane.turned(self.shared.timeout, |lane| !lane.untried()).await;
-        }
-        self.lane.live.load_full().ok_or(CacheError::Disconnected)
-    }
-
-    /// The connection and its deadlines, loaded before anything is sent. One that will be trusted after its next look is
-    /// looked at.
-    async fn ready(&self) -> Result<(Arc<Live>, Deadlines), CacheError> {
-        let live = self.live().await?;
-        let deadlines = live.deadlines();
-        if self.verified(deadlines).is_ok() || !live.hopeful(&self.shared) {
-            return Ok((live, deadlines));
-        }
-        self.lane.wake.notify_one();
-        self.lane.turned(self.shared.timeout.min(PATIENCE), |_| self.health().is_ok()).await;
-        let live = self.live().await?;
-        let deadlines = live.deadlines();
-        Ok((live, deadlines))
-    }
-
-    /// Compares deadlines that were loaded before a command was sent with the time its reply is used. What can't be known
-    /// to be current is good for nothing, unless the database itself does not answer: then the answer is false.
-    fn verified(&self, deadlines: Deadlines) -> Result<bool, CacheError> {
-        let now = now_ms();
-        if deadlines.looked < self.shared.floor.load(Ordering::Acquire) {
-            Err(CacheError::Untrusted)
-        } else if now <= deadlines.trust {
-            Ok(true)
-        } else if now <= deadlines.known && self.shared.database_is_away() {
-            Ok(false)
-        } else {
-            Err(CacheError::Untrusted)
-        }
-    }
-
-    /// The same for an entry that may be strict: then only what is known to be current is of any use.
+    /// Whether what is read under these deadlines is known to be current. An entry that may be strict is of no use
+    /// otherwise.
     fn usable(&self, deadlines: Deadlines, place: &Place<'_>) -> Result<bool, CacheError> {
-        let verified = self.verified(deadlines)?;
+        let verified = self.shared.debts.verified(deadlines)?;
         if verified || !place.strict { Ok(verified) } else { Err(CacheError::Untrusted) }
     }
 
@@ -242,7 +196,7 @@ impl MemcachedCache {
     /// Remembers invalidations that failed.
     fn owing(&self, keys: &[&str], outcome: Result<(), CacheError>) -> Result<(), CacheError> {
         if outcome.is_err() {
-            self.shared.owe(keys);
+            self.shared.debts.owe(keys, false);
             self.lane.wake.notify_one();
         }
         outcome
@@ -435,7 +389,7 @@ impl Cache for MemcachedCache {
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
-        let (live, deadlines) = self.ready().await?;
+        let (live, deadlines) = self.lane.ready().await?;
         if places.is_empty() {
             return Ok(Vec::new());
         }
@@ -443,7 +397,7 @@ impl Cache for MemcachedCache {
     }
 
     async fn lease(&self, places: &[Place<'_>], lock: Duration) -> Result<Vec<Lease>, CacheError> {
-        let (live, deadlines) = self.ready().await?;
+        let (live, deadlines) = self.lane.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
         let verified = self.usable(deadlines, first)?;
@@ -469,8 +423,9 @@ impl Cache for MemcachedCache {
     }
 
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
-        let live = self.live().await?;
-        let held: Vec<_> = held.iter().filter(|(_, ticket)| ticket.connection == live.number).copied().collect();
+        let live = self.lane.live().await?;
+        let held: Vec<_> =
+            held.iter().filter(|(_, ticket)| ticket.connection == live.standing.number).copied().collect();
         if held.is_empty() {
             return Ok(());
         }
@@ -478,16 +433,16 @@ impl Cache for MemcachedCache {
     }
 
     async fn fill(&self, fills: &[(Place<'_>, Ticket, Fill)]) -> Result<Vec<Filled>, CacheError> {
-        let live = self.live().await?;
-        let deadlines = live.deadlines();
+        let live = self.lane.live().await?;
+        let deadlines = live.standing.deadlines();
         if fills.is_empty() {
             return Ok(Vec::new());
         }
-        if fills.iter().any(|(_, ticket, _)| ticket.connection != live.number) {
+        if fills.iter().any(|(_, ticket, _)| ticket.connection != live.standing.number) {
             // The server may have been restarted in between, and its numbers with it. The lock ends by itself.
             return Ok(vec![Filled::Gone; fills.len()]);
         }
-        let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.control.load().origin));
+        let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.standing.control.load().origin));
         let (fills, foreign): (Vec<_>, Vec<_>) = fills
             .iter()
             .cloned()
@@ -510,11 +465,11 @@ impl Cache for MemcachedCache {
         };
         self.within(Box::pin(storing)).await?;
         // "Stored" means that nothing was invalidated meanwhile; while this process owes invalidations that is not known.
-        if self.verified(deadlines)? { Ok(verdicts) } else { Err(CacheError::Untrusted) }
+        if self.shared.debts.verified(deadlines)? { Ok(verdicts) } else { Err(CacheError::Untrusted) }
     }
 
     async fn release(&self, held: &[(Place<'_>, Ticket)]) -> Result<(), CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         if held.is_empty() {
             return Ok(());
         }
@@ -526,16 +481,16 @@ impl Cache for MemcachedCache {
             return Ok(());
         }
         let telling = async {
-            let live = self.live().await?;
+            let live = self.lane.live().await?;
             self.shared.drop_all(&live.connection, keys).await
         };
         self.owing(keys, self.within(Box::pin(telling)).await)
     }
 
     async fn hold(&self, keys: &[&str], owner: Fence, time: Duration) -> Result<(), CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         // A hold in a memory that nobody reads from holds nobody back.
-        if !self.verified(live.deadlines())? {
+        if !self.shared.debts.verified(live.standing.deadlines())? {
             return Err(CacheError::Untrusted);
         }
         if live.connection.server.get("evictions") == Some("off") {
@@ -552,7 +507,7 @@ impl Cache for MemcachedCache {
         // Holds stand beside their entries: nothing that is done to these opens them.
         let Some(owner) = owner.filter(|_| !keys.is_empty()) else { return self.invalidate(keys).await };
         let telling = async {
-            let live = self.live().await?;
+            let live = self.lane.live().await?;
             steps::give_up(&self.shared, &live.connection, keys, owner).await
         };
         self.owing(keys, self.within(Box::pin(telling)).await)
@@ -564,13 +519,13 @@ impl Cache for MemcachedCache {
     }
 
     async fn purge(&self, resource: &str) -> Result<(), CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         let renewing = look::change(&self.shared, &live.connection, |fields| {
             fields.insert(field::generation(resource), fastrand::u64(1..).to_string());
         });
         self.within(Box::pin(renewing)).await?;
         // This process knows the new generation before it answers; the others at their next look.
-        self.shared.mistrust();
+        self.shared.debts.mistrust();
         Ok(())
     }
 
@@ -579,7 +534,7 @@ impl Cache for MemcachedCache {
     }
 
     async fn inspect(&self, place: Place<'_>) -> Result<Inspection, CacheError> {
-        let live = self.live().await?;
+        let live = self.lane.live().await?;
         let (replies, groups) = self.get(&live, &[place]).await?;
         let groups: Vec<u64> = groups.into_iter().map(|group| group.unwrap_or(0)).collect();
         let value = match replies.into_iter().next() {

@@ -152,7 +152,7 @@ impl Node for MemcachedNode {
     }
 
     fn database_answers(&self, yes: bool) {
-        self.shared.database_answers(yes);
+        self.shared.debts.database_answers(yes);
     }
 }
 

@@ -1,13 +1,12 @@
 //! What all connections of a process to one Memcached have in common: where it is, and what the process owes.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
 
 use super::connection::Connection;
 use super::key::{Spelled, Spelling};
@@ -15,14 +14,10 @@ use super::look::change;
 use super::wire::{Batch, Reply};
 use crate::cache::CacheError;
 use crate::cache::control::field;
-use crate::cache::lane::{Returns, now_ms};
+use crate::cache::lane::{Debts, Returns};
 use crate::catalog::Mapping;
 use crate::config;
 
-/// Past this many owed invalidations, the whole node is invalidated instead.
-const OWED_MAX: usize = 10_000;
-/// After a round that the database did not answer, for how long that is taken to be so, in milliseconds.
-const AWAY: u64 = 3_000;
 /// Commands that go out together.
 const CHUNK: usize = 1_000;
 /// Where Memcached listens unless the URL says otherwise.
@@ -39,16 +34,9 @@ pub(super) struct Shared {
     pub(super) control_key: Spelled,
     /// How far behind the database a hit may be, in milliseconds; `None`: nobody keeps this memory current.
     pub(super) max_staleness: Option<u64>,
-    /// Looks that were sent before this moment count for nothing.
-    pub(super) floor: AtomicU64,
-    /// Rings when every lane should look at once.
-    pub(super) look_now: Notify,
     /// What must be registered before anything is used here, by fingerprint.
     pub(super) mappings: ArcSwap<HashMap<String, Mapping>>,
-    /// Until then the database is taken not to answer.
-    away: AtomicU64,
-    owed: Mutex<Owed>,
-    delivering: tokio::sync::Mutex<()>,
+    pub(super) debts: Debts,
     /// What is being given back that was perhaps given to nobody.
     pub(super) returns: Returns,
     connections: Arc<AtomicUsize>,
@@ -58,15 +46,6 @@ pub(super) struct Shared {
     pub(super) max_entry: usize,
     /// Larger payloads are packed, in bytes; `None`: none are.
     pub(super) pack_above: Option<usize>,
-}
-
-#[derive(Default)]
-struct Owed {
-    /// Each with the number of the failure that it comes from: one that fails again while it is being delivered stays.
-    keys: HashMap<String, u64>,
-    /// All keys, since this failure; zero: not all.
-    everything: u64,
-    failures: u64,
 }
 
 /// The host and port of `memcached://host[:port]`.
@@ -97,12 +76,8 @@ impl Shared {
             control_key: spelling.of(&format!("{}cache-aside:control", config.key_prefix)),
             spelling,
             max_staleness: max_staleness.map(|longest| u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)),
-            floor: AtomicU64::new(0),
-            look_now: Notify::new(),
             mappings: ArcSwap::default(),
-            away: AtomicU64::new(0),
-            owed: Mutex::default(),
-            delivering: tokio::sync::Mutex::default(),
+            debts: Debts::default(),
             returns: Returns::default(),
             connections: Arc::default(),
             timeout: config.timeout,
@@ -120,68 +95,17 @@ impl Shared {
         Connection::open((&self.host, self.port), self.timeout, &self.connections).await
     }
 
-    /// Nothing is trusted before a look that is sent from now on.
-    pub(super) fn mistrust(&self) {
-        self.floor.fetch_max(now_ms() + 1, Ordering::AcqRel);
-        self.look_now.notify_waiters();
-    }
-
-    /// Whether the last round found that the database does not answer.
-    pub(super) fn database_is_away(&self) -> bool {
-        now_ms() < self.away.load(Ordering::Acquire)
-    }
-
-    pub(super) fn database_answers(&self, yes: bool) {
-        self.away.store(if yes { 0 } else { now_ms() + AWAY }, Ordering::Release);
-    }
-
-    /// Remembers invalidations that failed. Until they are delivered this process trusts nothing on the node.
-    pub(super) fn owe(&self, keys: &[&str]) {
-        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        owed.failures += 1;
-        let failure = owed.failures;
-        if owed.everything == 0 && owed.keys.len() + keys.len() <= OWED_MAX {
-            owed.keys.extend(keys.iter().map(|key| ((*key).to_owned(), failure)));
-        } else {
-            *owed = Owed { keys: HashMap::new(), everything: failure, failures: failure };
-        }
-        self.floor.store(u64::MAX, Ordering::Release);
-    }
-
-    /// Whether invalidations wait for delivery.
-    pub(super) fn owes(&self) -> bool {
-        self.floor.load(Ordering::Acquire) == u64::MAX
-    }
-
     /// Delivers what is owed. Called after a look, over the connection that it went over.
     pub(super) async fn deliver(&self, connection: &Connection) -> Result<(), CacheError> {
-        if !self.owes() {
-            return Ok(());
-        }
-        // One lane at a time: another that finds nothing left to send must not restore trust before this one is done.
-        let Ok(_delivering) = self.delivering.try_lock() else { return Ok(()) };
-        let (keys, everything) = {
-            let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-            (owed.keys.clone(), owed.everything)
-        };
-        if everything != 0 {
+        let Some(due) = self.debts.due() else { return Ok(()) };
+        if due.is_everything() {
             change(self, connection, |fields| {
                 fields.insert(field::EPOCH.to_owned(), fastrand::u64(1..).to_string());
             })
             .await?;
         }
-        self.drop_all(connection, &keys.keys().map(String::as_str).collect::<Vec<_>>()).await?;
-        // Only what was sent is forgotten, and only now: whatever came or broke meanwhile is still owed.
-        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure));
-        if owed.everything == everything {
-            owed.everything = 0;
-        }
-        if owed.keys.is_empty() && owed.everything == 0 {
-            self.floor.store(now_ms() + 1, Ordering::Release);
-            self.look_now.notify_waiters();
-            tracing::info!(keys = keys.len(), everything = everything != 0, "owed invalidations were delivered");
-        }
+        self.drop_all(connection, &due.keys()).await?;
+        due.done();
         Ok(())
     }
 
@@ -204,7 +128,7 @@ impl Shared {
     pub(super) fn declare(&self, mappings: HashMap<String, Mapping>) {
         let before = self.mappings.swap(Arc::new(mappings));
         if *before != **self.mappings.load() {
-            self.mistrust();
+            self.debts.mistrust();
         }
     }
 }

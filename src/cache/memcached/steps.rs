@@ -79,7 +79,7 @@ pub(super) async fn lease<'a>(
         let mut tickets = Vec::with_capacity(rest.len());
         for place in rest.iter().map(|index| &places[*index]) {
             let fence = Fence::new().map_err(|_| CacheError::Refused)?;
-            let ticket = Ticket { fence, tag: live.tag(place, terms.groups), connection: live.number };
+            let ticket = Ticket { fence, tag: live.tag(place, terms.groups), connection: live.standing.number };
             let key = shared.spelling.of(place.key);
             batch.set(&key, If::Absent, life(terms.lock), &pending(place, &ticket, terms.lock));
             batch.get(&key);

@@ -17,10 +17,10 @@ use redis::aio::MultiplexedConnection;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::filter::{Filter, Filters};
-use super::lane::{Deadlines, Live, looked};
+use super::lane::{Live, looked};
 use super::shared::Shared;
 use crate::cache::entry::Entry;
-use crate::cache::lane::now_ms;
+use crate::cache::lane::{Deadlines, now_ms};
 
 /// Between two looks for batches.
 const FOLLOW: Duration = Duration::from_millis(50);
@@ -89,7 +89,7 @@ impl Local {
 
     /// Until when what is here is current; loaded before a value is looked up.
     pub(super) fn deadlines(&self) -> Option<Deadlines> {
-        self.live.load().as_ref().map(|live| live.deadlines())
+        self.live.load().as_ref().map(|live| live.standing.deadlines())
     }
 
     /// The entry, as old as it is now.

@@ -162,6 +162,6 @@ impl Node for RedisNode {
     }
 
     fn database_answers(&self, yes: bool) {
-        self.shared.database_answers(yes);
+        self.shared.debts.database_answers(yes);
     }
 }

@@ -129,7 +129,7 @@ impl Sentinels {
             let Some(sentinels) = &strong.sentinels else { return };
             let before = sentinels.named.load_full();
             match sentinels.ask().await {
-                Ok(named) if before.as_deref().is_some_and(|before| *before != named) => strong.mistrust(),
+                Ok(named) if before.as_deref().is_some_and(|before| *before != named) => strong.debts.mistrust(),
                 Ok(_) => {}
                 // Whoever is connected stays so: a cache needs no Sentinel to answer.
                 Err(error) => tracing::debug!(%error, "the Sentinels could not be asked"),

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,23 +16,15 @@ use redis::{
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use tokio::sync::Notify;
 
 use super::cluster::Cluster;
 use super::script::Scripts;
 use super::sentinel::{self, Address, Sentinels};
 use super::{rights, trouble, unlink};
 use crate::cache::control::{Control, field};
-use crate::cache::lane::{Returns, now_ms};
+use crate::cache::lane::{Debts, Returns};
 use crate::catalog::Mapping;
 use crate::config;
-
-/// Past this many owed invalidations, the whole node is invalidated instead.
-pub(super) const OWED_MAX: usize = 10_000;
-
-/// After a round that the database did not answer, for how long that is taken to be so, in milliseconds. Rounds go on
-/// meanwhile and renew it.
-const AWAY: u64 = 3_000;
 
 /// What all lanes of a process have in common.
 pub(super) struct Shared {
@@ -51,16 +43,9 @@ pub(super) struct Shared {
     pub(super) stream_key: String,
     /// How far behind the database a hit may be, in milliseconds; `None`: nobody keeps this memory current.
     pub(super) max_staleness: Option<u64>,
-    /// Looks that were sent before this moment count for nothing.
-    pub(super) floor: AtomicU64,
-    /// Rings when every lane should look at once.
-    pub(super) look_now: Notify,
     /// What must be registered before anything is used here, by fingerprint.
     pub(super) mappings: ArcSwap<HashMap<String, Mapping>>,
-    /// Until then the database is taken not to answer. All nodes of a cluster are told by whichever found out.
-    away: Arc<AtomicU64>,
-    owed: Mutex<Owed>,
-    delivering: tokio::sync::Mutex<()>,
+    pub(super) debts: Debts,
     /// What is being given back that was perhaps given to nobody.
     pub(super) returns: Returns,
     /// Why the last attempt to connect failed.
@@ -72,16 +57,6 @@ pub(super) struct Shared {
     pub(super) max_entry: usize,
     /// Larger payloads are packed, in bytes; `None`: none are.
     pub(super) pack_above: Option<usize>,
-}
-
-#[derive(Default)]
-struct Owed {
-    /// Each with the number of the failure that it comes from (one that fails again while it is being delivered stays), and
-    /// whether a writer may hold it.
-    keys: HashMap<String, (u64, bool)>,
-    /// All keys, since this failure; zero: not all.
-    everything: u64,
-    failures: u64,
 }
 
 /// Who is at the other end of a connection.
@@ -209,12 +184,8 @@ impl Shared {
             control_key,
             stream_key,
             max_staleness: max_staleness.map(|longest| u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)),
-            floor: AtomicU64::new(0),
-            look_now: Notify::new(),
             mappings: ArcSwap::default(),
-            away,
-            owed: Mutex::new(Owed::default()),
-            delivering: tokio::sync::Mutex::default(),
+            debts: Debts::beside(away),
             returns: Returns::default(),
             trouble: Mutex::default(),
             address,
@@ -236,23 +207,6 @@ impl Shared {
     /// The cluster that it is in.
     pub(super) fn cluster(&self) -> Option<Arc<Cluster>> {
         self.member.as_ref()?.cluster.upgrade()
-    }
-
-    /// Takes over or hands on what is owed for keys that `mine` says are another node's now; `None`: everything is.
-    pub(super) fn disown(&self, mine: impl Fn(&str) -> bool) -> Disowned {
-        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        let everything = owed.everything != 0;
-        let gone: Vec<String> = owed.keys.keys().filter(|key| !mine(key)).cloned().collect();
-        let keys = gone.into_iter().filter_map(|key| owed.keys.remove(&key).map(|(_, spare)| (key, spare))).collect();
-        Disowned { keys, everything }
-    }
-
-    /// Everything here counts for nothing until it was told so.
-    pub(super) fn owe_everything(&self) {
-        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        let failures = owed.failures + 1;
-        *owed = Owed { keys: HashMap::new(), everything: failures, failures };
-        self.floor.store(u64::MAX, Ordering::Release);
     }
 
     pub(super) fn connections(&self) -> usize {
@@ -327,78 +281,24 @@ impl Shared {
         }
     }
 
-    /// Nothing is trusted before a look that is sent from now on.
-    pub(super) fn mistrust(&self) {
-        self.floor.fetch_max(now_ms() + 1, Ordering::AcqRel);
-        self.look_now.notify_waiters();
-    }
-
-    /// Whether the last round found that the database does not answer.
-    pub(super) fn database_is_away(&self) -> bool {
-        now_ms() < self.away.load(Ordering::Acquire)
-    }
-
-    pub(super) fn database_answers(&self, yes: bool) {
-        self.away.store(if yes { 0 } else { now_ms() + AWAY }, Ordering::Release);
-    }
-
-    /// Remembers invalidations that failed. Until they are delivered this process trusts nothing on the node.
-    pub(super) fn owe(&self, keys: &[&str], spare: bool) {
-        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        owed.failures += 1;
-        let failure = owed.failures;
-        if owed.everything == 0 && owed.keys.len() + keys.len() <= OWED_MAX {
-            owed.keys.extend(keys.iter().map(|key| ((*key).to_owned(), (failure, spare))));
-        } else {
-            *owed = Owed { keys: HashMap::new(), everything: failure, failures: failure };
-        }
-        self.floor.store(u64::MAX, Ordering::Release);
-    }
-
-    /// Whether invalidations wait for delivery.
-    pub(super) fn owes(&self) -> bool {
-        self.floor.load(Ordering::Acquire) == u64::MAX
-    }
-
     /// Delivers what is owed. Called after a look, over the connection that it went over.
     pub(super) async fn deliver(&self, conn: &mut MultiplexedConnection, control: &Control) -> redis::RedisResult<()> {
-        if !self.owes() {
-            return Ok(());
-        }
-        // One lane at a time: another that finds nothing left to send must not restore trust before this one is done.
-        let Ok(_delivering) = self.delivering.try_lock() else { return Ok(()) };
-        let (keys, everything) = {
-            let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-            (owed.keys.clone(), owed.everything)
-        };
-        if everything != 0 {
+        let Some(due) = self.debts.due() else { return Ok(()) };
+        if due.is_everything() {
             let mut renew = redis::cmd("HSET");
             renew.arg(&self.control_key).arg(field::EPOCH).arg(fastrand::u64(1..));
             let () = renew.query_async(conn).await?;
         }
-        let names = |held: bool| {
-            keys.iter().filter(move |(_, (_, spare))| *spare == held).map(|(key, _)| key).collect::<Vec<_>>()
-        };
-        let (dropped, spared) = (names(false), names(true));
+        let (dropped, spared) = (due.spared(false), due.spared(true));
         let not_here = [unlink::unlink(self, conn, &dropped).await?, unlink::spare(self, conn, &spared, &[]).await?];
-        let mut elsewhere: HashSet<&str> = HashSet::new();
+        let mut elsewhere: HashSet<String> = HashSet::new();
         for not_here in not_here.iter().filter(|not_here| !not_here.is_harmless(control)) {
-            elsewhere.extend(not_here.moved.iter().chain(&not_here.left));
+            elsewhere.extend(not_here.moved.iter().chain(&not_here.left).map(|key| (*key).to_owned()));
         }
-        // Only what was sent is forgotten, and only now: whatever came or broke meanwhile is still owed.
-        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        owed.keys.retain(|key, failure| keys.get(key) != Some(&*failure) || elsewhere.contains(key.as_str()));
+        due.done_except(&elsewhere);
         if let Some(cluster) = self.cluster().filter(|_| !elsewhere.is_empty()) {
             // Whoever has them now will owe them.
             cluster.look_again();
-        }
-        if owed.everything == everything {
-            owed.everything = 0;
-        }
-        if owed.keys.is_empty() && owed.everything == 0 {
-            self.floor.store(now_ms() + 1, Ordering::Release);
-            self.look_now.notify_waiters();
-            tracing::info!(keys = keys.len(), everything = everything != 0, "owed invalidations were delivered");
         }
         Ok(())
     }
@@ -407,17 +307,9 @@ impl Shared {
     pub(super) fn declare(&self, mappings: HashMap<String, Mapping>) {
         let before = self.mappings.swap(Arc::new(mappings));
         if *before != **self.mappings.load() {
-            self.mistrust();
+            self.debts.mistrust();
         }
     }
-}
-
-/// Invalidations that another node owes from now on.
-pub(super) struct Disowned {
-    /// Each with whether a writer may hold it.
-    pub(super) keys: Vec<(String, bool)>,
-    /// Whatever it held.
-    pub(super) everything: bool,
 }
 
 /// The name of what many entries share, such as the generation of a group. No resource can have such a name: `-` is no

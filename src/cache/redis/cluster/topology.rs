@@ -14,7 +14,8 @@ use tokio::sync::{Notify, watch};
 
 use super::super::RedisCache;
 use super::super::sentinel::{Address, addresses};
-use super::super::shared::{Door, Member as Place, OWED_MAX, Shared, shared_by_many, text};
+use super::super::shared::{Door, Member as Place, Shared, shared_by_many, text};
+use crate::cache::lane::OWED_MAX;
 use crate::cache::slots::{self, Slots};
 use crate::catalog::Mapping;
 use crate::config;
@@ -285,7 +286,7 @@ impl Cluster {
     fn rehome(&self, before: &Topology, now: &Topology) {
         let homeless = self.homeless.lock().unwrap_or_else(PoisonError::into_inner).replace(HashMap::new());
         if homeless.is_none() {
-            now.members.iter().for_each(|member| member.cache.shared().owe_everything());
+            now.members.iter().for_each(|member| member.cache.shared().debts.owe_everything());
         }
         let mut stranded: Vec<(String, bool)> = homeless.unwrap_or_default().into_iter().collect();
         for member in &before.members {
@@ -294,10 +295,10 @@ impl Cluster {
                 let own = || now.owner(key).is_some_and(|owner| now.members[owner].number == member.number);
                 stays && (shared_by_many(&self.config.key_prefix, key).is_some() || own())
             };
-            let disowned = member.cache.shared().disown(mine);
+            let disowned = member.cache.shared().debts.disown(mine);
             stranded.extend(disowned.keys);
             if disowned.everything && !stays {
-                now.members.iter().for_each(|member| member.cache.shared().owe_everything());
+                now.members.iter().for_each(|member| member.cache.shared().debts.owe_everything());
             }
         }
         self.owe(now, stranded);
@@ -309,9 +310,9 @@ impl Cluster {
         if now.has(member.number) {
             return;
         }
-        let disowned = member.cache.shared().disown(|_| false);
+        let disowned = member.cache.shared().debts.disown(|_| false);
         if disowned.everything {
-            now.members.iter().for_each(|member| member.cache.shared().owe_everything());
+            now.members.iter().for_each(|member| member.cache.shared().debts.owe_everything());
         }
         self.owe(&now, disowned.keys);
     }
@@ -319,9 +320,9 @@ impl Cluster {
     pub(super) fn owe(&self, now: &Topology, keys: Vec<(String, bool)>) {
         for (key, spare) in keys {
             if shared_by_many(&self.config.key_prefix, &key).is_some() {
-                now.members.iter().for_each(|member| member.cache.shared().owe(&[&key], spare));
+                now.members.iter().for_each(|member| member.cache.shared().debts.owe(&[&key], spare));
             } else if let Some(owner) = now.owner(&key) {
-                now.members[owner].cache.shared().owe(&[&key], spare);
+                now.members[owner].cache.shared().debts.owe(&[&key], spare);
             } else {
                 let mut homeless = self.homeless.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(keys) = homeless.as_mut() {
