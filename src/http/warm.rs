@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::body::Room;
 use super::front::Front;
 use super::problem::Problem;
 use super::{body, keys};
@@ -88,7 +89,7 @@ pub(super) async fn handle(
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed(&["POST"]));
     }
-    let (asked, _): (Asked, _) = body::json(front, request, payload).await?;
+    let (asked, _, room): (Asked, _, _) = body::json(front, request, payload).await?;
     let tally = Arc::new(Tally::default());
     let targets = match (asked.keys, asked.all, asked.hot) {
         (Some(keys), None, None) => Some(named(&resource, &keys, &tally)?),
@@ -113,7 +114,8 @@ pub(super) async fn handle(
         None => front.aside.all(&resource, &share).boxed(),
     };
     let warming = front.aside.warm(rows, tally, asked.rate.unwrap_or(RATE), share);
-    let told = Told { warming, _place: place, health: Arc::clone(&front.health), total, started: Instant::now() };
+    let health = Arc::clone(&front.health);
+    let told = Told { warming, _place: place, _room: room, health, total, started: Instant::now() };
     let mut response = HttpResponse::Ok();
     response.content_type("application/x-ndjson").insert_header((CACHE_CONTROL, "no-store"));
     Ok(response.streaming(told.lines()))
@@ -158,6 +160,7 @@ fn one(resource: &Arc<Resource>, json: &str) -> Result<Target, KeyError> {
 struct Told {
     warming: Warming,
     _place: Place,
+    _room: Room,
     health: Arc<Health>,
     total: Option<u64>,
     started: Instant,
