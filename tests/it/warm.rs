@@ -207,6 +207,23 @@ async fn a_service_warms_itself_and_tells_how_it_goes() {
 }
 
 #[tokio::test]
+async fn a_body_of_very_many_keys_takes_little_memory() {
+    let world = World::new(ROWS).await;
+    let app = world.app(CONFIG).await;
+    warmed(&app, "item", r#"{"keys":[1]}"#).await;
+    let before = app.memory_peak();
+    // As many as fit into a megabyte.
+    let body = format!(r#"{{"keys":[{}7]}}"#, "7,".repeat(500_000));
+    let request = app.client.post(format!("{}/admin/warm/item", app.url)).header("content-type", "application/json");
+    let mut response = request.body(body).send().await.expect("it answers");
+    let first = response.chunk().await.expect("it arrives").expect("there is a line");
+    let line: Value = serde_json::from_slice(&first).expect("it is JSON");
+    assert_eq!(line["total"], 500_001, "{line}");
+    let grown = (app.memory_peak() - before) >> 20;
+    assert!(grown < 40, "{grown} MiB: the whole body as rows takes more than a hundred");
+}
+
+#[tokio::test]
 async fn what_is_hot_at_a_replica_is_warmed_again_after_a_purge() {
     let world = World::new(ROWS).await;
     let app = world.app(CONFIG).await;
