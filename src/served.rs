@@ -35,7 +35,7 @@ pub struct Health {
     /// Why the cache can't be kept current, where it can't.
     #[cfg(feature = "rounds")]
     pub rounds: Arc<Troubles>,
-    /// Why filters of existing keys don't answer, by resource.
+    /// Which filters of existing keys don't answer or can't be built anew, and why, by resource.
     pub filters: ArcSwap<BTreeMap<String, String>>,
     /// SIGTERM came: no new requests, please.
     pub draining: AtomicBool,

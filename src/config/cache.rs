@@ -54,8 +54,8 @@ pub struct Local {
     #[serde(with = "units::size")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub max_bytes: usize,
-    /// The most that each resource's filter takes (`filter: true`), at least 1 byte; twice while it is built anew. It holds 12 bits for
-    /// each key. Default `64MiB`.
+    /// The most that each resource's filter takes (`filter: true`), at least 1 byte. It takes half of that at most, so that it can answer
+    /// while it is built anew, and 12 bits for each key. Default `64MiB`.
     #[serde(with = "units::size")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub filter_max_bytes: usize,

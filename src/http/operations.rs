@@ -100,7 +100,7 @@ fn report(front: &Front) -> (bool, String) {
         }
     }
     for (name, words) in front.health.filters.load().iter() {
-        line(false, false, format_args!("resource {name}: its filter of existing keys does not answer: {words}"));
+        line(false, false, format_args!("resource {name}: its filter of existing keys {words}"));
     }
     for missing in &front.settings.not_built_yet {
         line(false, false, format_args!("{missing}"));

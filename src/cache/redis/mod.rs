@@ -26,7 +26,7 @@ use bytes::Bytes;
 use redis::{Cmd, Pipeline, Value};
 
 use self::filter::Filter;
-pub use self::filter::{FilterState, bytes_for};
+pub use self::filter::{FilterState, Sizes};
 use self::lane::{Deadlines, Lane, Live};
 use self::local::{Caught, Local};
 pub use self::node::RedisNode;
