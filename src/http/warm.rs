@@ -294,6 +294,7 @@ fn gave_up(error: &StoreError) -> &'static str {
         StoreError::Unavailable(_) => "the database can't be reached",
         StoreError::Busy => "too many requests wait for the database",
         StoreError::TimedOut => "the database took too long",
+        StoreError::Exhausted(_) => "the database has run out of memory or disk",
         StoreError::Changed(_) => "the table has changed",
         _ => "the database refused the statement",
     }

@@ -339,6 +339,27 @@ async fn bodies_of_writes_under_way_count_though_their_clients_hung_up() {
 }
 
 #[tokio::test]
+async fn a_database_without_memory_is_not_asked_again_at_once() {
+    let world = World::new(
+        "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1), (2); CREATE SEQUENCE begun;
+         CREATE FUNCTION fail(code text) RETURNS int LANGUAGE plpgsql VOLATILE AS $$
+           BEGIN PERFORM nextval('begun'); RAISE EXCEPTION 'as the test says' USING ERRCODE = code; END $$;
+         CREATE VIEW poor AS SELECT id, fail(CASE id WHEN 1 THEN '53200' ELSE '53100' END) AS failed FROM item;",
+    )
+    .await;
+    let app = world.app("resources: { poor: { key: id } }\n").await;
+    for id in 1..=2 {
+        let refused = app.get(&format!("/api/poor/{id}")).await.expect(503);
+        assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
+        assert_eq!(world.text("SELECT last_value::text FROM begun").await, id.to_string());
+    }
+    assert!(
+        app.get("/metrics").await.text.contains(r#"cache_aside_errors_total{component="store",kind="exhausted"} 2"#)
+    );
+    app.get("/readyz").await.expect(200);
+}
+
+#[tokio::test]
 async fn a_body_that_drips_is_refused_and_its_connection_closed() {
     let world = World::new(GATED).await;
     let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 500ms }\n";
