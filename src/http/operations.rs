@@ -47,6 +47,9 @@ fn report(front: &Front) -> (bool, String) {
     };
     let draining = front.health.draining.load(Ordering::Relaxed);
     line(!draining, true, format_args!("{}", if draining { "shutting down" } else { "running" }));
+    if front.health.starting.load(Ordering::Relaxed) {
+        line(false, true, format_args!("starting: what is hot at other replicas is read first"));
+    }
     match front.health.database.load().as_ref() {
         Ok(()) => line(true, true, format_args!("database: answers")),
         Err(error) => line(false, true, format_args!("database: {error}")),

@@ -33,6 +33,7 @@ mod rights;
 mod robustness;
 mod shutdown;
 mod stampede;
+mod start;
 mod store_suite;
 mod telemetry;
 mod tls;

@@ -10,6 +10,8 @@ mod lane;
 mod local;
 mod look;
 mod node;
+#[cfg(feature = "server")]
+mod note;
 mod rights;
 mod script;
 mod sentinel;
