@@ -35,8 +35,10 @@ pub struct Health {
     /// Why the cache can't be kept current, where it can't.
     #[cfg(feature = "rounds")]
     pub rounds: Arc<Troubles>,
-    /// Why filters of existing keys don't answer, by resource.
+    /// Which filters of existing keys don't answer or can't be built anew, and why, by resource.
     pub filters: ArcSwap<BTreeMap<String, String>>,
+    /// It reads what is hot at others first: no requests yet, please.
+    pub starting: AtomicBool,
     /// SIGTERM came: no new requests, please.
     pub draining: AtomicBool,
     /// Rings when a table was not as the catalog knows it.
@@ -54,6 +56,7 @@ impl Default for Health {
             #[cfg(feature = "rounds")]
             rounds: Arc::default(),
             filters: ArcSwap::default(),
+            starting: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             look_again: Notify::new(),
             looked: Notify::new(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cache::AnyCache;
-use crate::cache::redis::{FilterState, RedisCache, bytes_for};
+use crate::cache::redis::{FilterState, RedisCache, Sizes};
 use crate::catalog::{Resource, State};
 use crate::config::Config;
 use crate::served::Served;
@@ -21,8 +21,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_mins(10);
 /// Keys of one page.
 const PAGE: usize = 1_000;
-/// The first attempt is made for so many keys, each next one for four times as many.
-const FIRST: u64 = 1 << 14;
 /// The most that a page waits for readers: random keys in a flood are what a filter is for.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// Between two looks whether readers still wait for a connection.
@@ -40,8 +38,8 @@ enum Void {
 
 /// What is known of a resource's filter.
 struct Known {
-    /// For how many keys the next one is made.
-    capacity: u64,
+    /// For how many keys they are made.
+    sizes: Sizes,
     /// Not before.
     again: Instant,
     /// Why there is none, in words, where that will not pass by itself.
@@ -61,23 +59,25 @@ pub(super) async fn watch(served: Served, config: Arc<Config>) {
                 continue;
             }
             let one = known.entry(Arc::clone(&resource.name)).or_insert_with(|| Known {
-                capacity: FIRST,
+                sizes: Sizes::within(config.cache.local.filter_max_bytes as u64),
                 again: Instant::now(),
                 trouble: None,
             });
             let state = cache.filter(resource);
             if state.is_none_or(|state| state.is_old) && Instant::now() >= one.again {
-                keep(&served, &cache, resource, one, config.cache.local.filter_max_bytes).await;
+                keep(&served, &cache, resource, one).await;
             }
             let state = cache.filter(resource);
             served
                 .aside
                 .metrics()
                 .filter(&resource.name, state.map_or((0, 0), |FilterState { keys, bytes, .. }| (keys, bytes)));
-            if state.is_none() {
-                let words = one.trouble.as_deref().unwrap_or("is being built");
-                troubles.insert(resource.name.to_string(), words.to_owned());
-            }
+            let words = match (state, one.trouble.as_deref()) {
+                (None, trouble) => Some(format!("does not answer: {}", trouble.unwrap_or("is being built"))),
+                (Some(_), Some(trouble)) => Some(format!("can't be built anew: {trouble}")),
+                (Some(_), None) => None,
+            };
+            troubles.extend(words.map(|words| (resource.name.to_string(), words)));
         }
         served.health.filters.store(Arc::new(troubles));
         tokio::time::sleep(LOOK).await;
@@ -85,12 +85,13 @@ pub(super) async fn watch(served: Served, config: Arc<Config>) {
 }
 
 /// Builds a filter, and says what became of it.
-async fn keep(served: &Served, cache: &RedisCache, resource: &Arc<Resource>, known: &mut Known, most: usize) {
+async fn keep(served: &Served, cache: &RedisCache, resource: &Arc<Resource>, known: &mut Known) {
     let started = Instant::now();
     let built = loop {
-        match build(served, cache, resource, known.capacity).await {
+        let Some(capacity) = known.sizes.next() else { break Err(Void::TooManyKeys) };
+        match build(served, cache, resource, capacity).await {
             // Nothing is told to anybody: the next attempt is for more.
-            Err(Void::TooManyKeys) if bytes_for(known.capacity * 4) <= most as u64 => known.capacity *= 4,
+            Err(Void::TooManyKeys) if known.sizes.grow() => {}
             other => break other,
         }
     };
@@ -100,8 +101,7 @@ async fn keep(served: &Served, cache: &RedisCache, resource: &Arc<Resource>, kno
     let (outcome, trouble) = match &built {
         Ok(keys) => {
             tracing::info!(resource = %resource.name, keys, seconds = took.as_secs_f64(), "a filter of the existing keys was built");
-            // Room to grow.
-            known.capacity = known.capacity.max(keys + keys / 4);
+            known.sizes.leave_room(*keys);
             ("built", None)
         }
         Err(Void::Missed) => ("missed", None),
@@ -112,7 +112,7 @@ async fn keep(served: &Served, cache: &RedisCache, resource: &Arc<Resource>, kno
     };
     served.aside.metrics().filter_built(&resource.name, outcome);
     if let Some(words) = trouble.as_ref().filter(|_| known.trouble != trouble) {
-        tracing::warn!(resource = %resource.name, "no filter: {words}");
+        tracing::warn!(resource = %resource.name, "no filter was built: {words}");
     }
     known.trouble = trouble;
 }

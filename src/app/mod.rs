@@ -8,6 +8,8 @@ mod door;
 mod filters;
 #[cfg(feature = "server")]
 mod server;
+#[cfg(feature = "server")]
+mod start;
 #[cfg(feature = "store")]
 mod watches;
 

@@ -10,8 +10,10 @@ use actix_web::middleware::Condition;
 use actix_web::{App as Service, HttpServer, web};
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::door::{BACKLOG, Door, GOODBYE, KEEP_ALIVE};
+use super::start::{self, Starting};
 use super::{Watches, serve};
 use crate::cache::AnyCache;
 use crate::catalog::Policy;
@@ -31,6 +33,8 @@ pub struct App {
     front: Front,
     drain_delay: Duration,
     config: Arc<Config>,
+    /// There is something to be done before it is ready.
+    starting: Option<Starting>,
 }
 
 impl App {
@@ -43,6 +47,7 @@ impl App {
     pub fn build(config: Config, store: AnyStore, cache: AnyCache) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::new()?);
         let Served { aside, catalog, health } = serve(&config, store, cache, metrics);
+        let starting = config.cache.local.warm_start.then(|| Starting::begin(&health));
         let server = &config.server;
         let front = Front {
             aside,
@@ -96,7 +101,7 @@ impl App {
             servers.push(management.disable_signals().shutdown_timeout(grace).listen(listener)?.run());
         }
         let drain_delay = config.server.drain_delay;
-        Ok(Self { servers, addresses, front, drain_delay, config: Arc::new(config) })
+        Ok(Self { servers, addresses, front, drain_delay, config: Arc::new(config), starting })
     }
 
     /// The address of the API and, where it has one of its own, of the management side.
@@ -120,6 +125,7 @@ impl App {
         let metrics = Arc::clone(front.aside.metrics());
         let ratios = tokio::spawn(async move { metrics.sample().await });
         let watches = Watches::start(&served, &self.config);
+        let start = self.starting.map(|starting| AbortOnDropHandle::new(tokio::spawn(start::watch(served, starting))));
         for missing in &front.settings.not_built_yet {
             tracing::warn!("{missing}");
         }
@@ -132,6 +138,7 @@ impl App {
         drain.abort();
         front.aside.settle(self.config.server.shutdown_timeout).await;
         drop(watches);
+        drop(start);
         ratios.abort();
         tracing::info!("stopped");
         Ok(())

@@ -22,6 +22,8 @@ mod read;
 mod read_many;
 mod refresh;
 mod sketch;
+#[cfg(feature = "server")]
+mod start;
 #[cfg(test)]
 mod tests;
 mod top;

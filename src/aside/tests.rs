@@ -30,6 +30,7 @@ enum Turn {
     Absent,
     Panic,
     Down,
+    Exhausted,
     /// A minute, and then the value.
     Hang,
 }
@@ -65,6 +66,7 @@ impl Load for Script {
             // Not by the hook: where that prints a backtrace it takes longer than a lock lasts.
             Turn::Panic => std::panic::resume_unwind(Box::new("as the script says")),
             Turn::Down => Err(StoreError::Unavailable("as the script says".into())),
+            Turn::Exhausted => Err(StoreError::Exhausted("as the script says".into())),
         }
     }
 
@@ -516,6 +518,20 @@ async fn a_store_that_is_out_of_reach_for_a_moment_is_asked_again() {
         assert!(heart.read(id).await.is_err());
     }
     assert!(heart.loads() <= 6 + 30 + 10, "{} loads for 30 reads: retries have a budget", heart.loads());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_run_out_of_something_is_not_asked_again_at_once() {
+    let heart = Heart::new(1 << 10);
+    heart.then(&[Turn::Exhausted]);
+    assert!(matches!(heart.read(1).await, Err(ReadError::Store(StoreError::Exhausted(_)))));
+    assert_eq!(heart.loads(), 1);
+    assert_eq!(value(heart.read(1).await), "0");
+    sleep(Duration::from_secs(3601)).await;
+    heart.then(&[Turn::Exhausted]);
+    let stale = heart.read(1).await.expect("it is served");
+    assert_eq!((stale.status.forward, stale.status.source), (Some(Forward::Stale), Source::Cache));
+    assert_eq!(heart.loads(), 3);
 }
 
 #[tokio::test(start_paused = true)]

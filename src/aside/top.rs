@@ -29,6 +29,9 @@ const HOT: f64 = 100.0;
 /// Between two lists of what is hot, and for how long one is good.
 const PUBLISH: Duration = Duration::from_millis(250);
 const GOOD: Duration = Duration::from_secs(2);
+/// What is hot at others when this process begins is taken to be hot here for so long: by then it is known.
+#[cfg(feature = "server")]
+const EXPECTED: Duration = Duration::from_secs(5);
 /// How many large entries are remembered, and for how long.
 const BIGGEST: usize = 64;
 const REMEMBERED: Duration = Duration::from_hours(1);
@@ -46,10 +49,12 @@ pub(super) struct Top {
 struct Reads {
     sketch: Sketch,
     published: Instant,
+    /// What is hot whatever was counted, for a while.
+    expected: Hot,
 }
 
 /// Fingerprints of the keys that are hot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Hot {
     hashes: Vec<u64>,
     until: Instant,
@@ -94,9 +99,11 @@ pub struct Outstanding {
 impl Default for Top {
     fn default() -> Self {
         let now = Instant::now();
+        let nothing = Hot { hashes: Vec::new(), until: now };
+        let sketch = Sketch::new(HALF_LIFE, now);
         Self {
-            reads: Mutex::new(Reads { sketch: Sketch::new(HALF_LIFE, now), published: now }),
-            hot: ArcSwap::from_pointee(Hot { hashes: Vec::new(), until: now }),
+            reads: Mutex::new(Reads { sketch, published: now, expected: nothing.clone() }),
+            hot: ArcSwap::from_pointee(nothing),
             refused: Mutex::new(Sketch::new(REFUSED_HALF_LIFE, now)),
             big: Mutex::default(),
         }
@@ -122,11 +129,23 @@ impl Top {
         if now.saturating_duration_since(reads.published) >= PUBLISH {
             reads.published = now;
             let hot = reads.sketch.frequent(now).filter(|one| per_second(one.count) >= HOT);
-            let hashes: Vec<u64> = hot.map(|one| one.hash).collect();
+            let mut hashes: Vec<u64> = hot.map(|one| one.hash).collect();
+            if now < reads.expected.until {
+                hashes.extend(&reads.expected.hashes);
+            }
             if !hashes.is_empty() || !self.hot.load().hashes.is_empty() {
                 self.hot.store(Arc::new(Hot { hashes, until: now + GOOD }));
             }
         }
+    }
+
+    /// Takes entries to be hot for a while.
+    #[cfg(feature = "server")]
+    pub(super) fn expect<'a>(&self, keys: impl Iterator<Item = &'a str>, now: Instant) {
+        let expected = Hot { hashes: keys.map(crate::cache::entry::check).collect(), until: now + EXPECTED };
+        let mut reads = own(&self.reads);
+        reads.expected = expected.clone();
+        self.hot.store(Arc::new(expected));
     }
 
     /// Whether an entry is read so often that it is worth being held in this process.

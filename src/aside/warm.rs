@@ -183,8 +183,8 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     }
 }
 
-/// Cuts targets into batches.
-pub fn batches(targets: Vec<Target>) -> impl Stream<Item = Vec<Target>> {
+/// Cuts targets into batches, which are made when their turn has come.
+pub fn batches<I: IntoIterator<Item = Target>>(targets: I) -> impl Stream<Item = Vec<Target>> + use<I> {
     stream::iter(targets).chunks(BATCH)
 }
 

@@ -40,10 +40,23 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
     ///
     /// [`WriteError`]; a cache that can't be reached is none.
     pub async fn write(&self, resource: &Arc<Resource>, write: Write) -> Result<Wrote, WriteError> {
+        self.write_holding(resource, write, ()).await
+    }
+
+    /// The same; what is `held` is dropped when the write has ended, whoever has left by then.
+    pub(crate) async fn write_holding(
+        &self,
+        resource: &Arc<Resource>,
+        write: Write,
+        held: impl Send + 'static,
+    ) -> Result<Wrote, WriteError> {
         let (core, resource) = (Arc::clone(&self.core), Arc::clone(resource));
         let waiters = Waiters::default();
         let _leaving = waiters.until_dropped();
-        let work = async move { core.write(&resource, write, &waiters).await };
+        let work = async move {
+            let _held = held;
+            core.write(&resource, write, &waiters).await
+        };
         let task = self.core.writes.run(&self.core.runtime, work);
         match task.await {
             Ok(outcome) => outcome,

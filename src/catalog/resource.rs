@@ -333,6 +333,19 @@ impl Resource {
         Target::new(Arc::clone(self), entry, What::List { index, value })
     }
 
+    /// The row or list whose cache key this is; `None`: it is none of this resource.
+    #[must_use]
+    pub fn of_entry(self: &Arc<Self>, entry: &str) -> Option<Target> {
+        let target = if let Some(spelled) = entry.strip_prefix(&self.row_prefix()) {
+            self.row_spelled(spelled)
+        } else {
+            let (column, value) = entry.strip_prefix(&self.entry("?"))?.split_once('=')?;
+            self.list(self.list_on(column)?, value.to_owned())
+        };
+        let target = target.ok()?;
+        (target.entry() == entry).then_some(target)
+    }
+
     /// The position of the list declared on the column of this name.
     #[must_use]
     pub fn list_on(&self, column: &str) -> Option<usize> {

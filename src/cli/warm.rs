@@ -3,8 +3,8 @@
 //! It is a replica without a door: it brings the cache up to date itself, where nobody else does, and fills it the way that
 //! any read does. Lists and results of statements are left to their readers.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Read as _, Write as _, stderr, stdin};
+use std::fs::{File, metadata};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read as _, Write as _, stderr, stdin};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use anyhow::Context;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use super::{failed, load, misconfigured, resource, runtime, say, store};
 use crate::app::{Watches, look, open_cache, serve};
@@ -204,47 +205,82 @@ fn summary(counts: &Counts) -> String {
 
 /// Keys, one per line.
 struct Lines {
-    from: Box<dyn BufRead + Send>,
+    from: From,
     number: usize,
     /// How many there are, where that is known without reading them twice from a pipe.
     count: Option<u64>,
     shown: usize,
 }
 
+/// Where lines come from.
+enum From {
+    File(File),
+    Stdin,
+    /// A pipe, or whatever else is no file: to open it may take until somebody writes into it.
+    Pipe(PathBuf),
+}
+
+impl From {
+    fn open(self) -> io::Result<Box<dyn BufRead>> {
+        Ok(match self {
+            Self::File(file) => Box::new(BufReader::new(file)),
+            Self::Stdin => Box::new(BufReader::new(stdin())),
+            Self::Pipe(path) => Box::new(BufReader::new(File::open(path)?)),
+        })
+    }
+}
+
 impl Lines {
     fn open(file: &Path) -> anyhow::Result<Self> {
-        let is_stdin = file == Path::new("-");
-        let open = || File::open(file).with_context(|| format!("{} can't be read", file.display()));
-        let count = if is_stdin || !file.is_file() { None } else { Some(count(&mut BufReader::new(open()?))?) };
-        let from: Box<dyn BufRead + Send> =
-            if is_stdin { Box::new(BufReader::new(stdin())) } else { Box::new(BufReader::new(open()?)) };
+        let words = || format!("{} can't be read", file.display());
+        let (from, count) = if file == Path::new("-") {
+            (From::Stdin, None)
+        } else if metadata(file).with_context(words)?.is_file() {
+            let count = count(&mut BufReader::new(File::open(file).with_context(words)?))?;
+            (From::File(File::open(file).with_context(words)?), Some(count))
+        } else {
+            (From::Pipe(file.to_owned()), None)
+        };
         Ok(Self { from, number: 0, count, shown: 0 })
     }
 
-    /// The rows that they name, some at a time. What is wrong with a line is said and counted, and the rest goes on.
+    /// The rows that they name, some at a time. What is wrong with a line is said and counted, and the rest goes on. They are
+    /// read in a thread of its own, which the end does not wait for: a pipe may stay silent for ever.
     fn targets(
         self,
         resource: Arc<Resource>,
         tally: Arc<Tally>,
     ) -> impl Stream<Item = Result<Vec<Target>, StoreError>> + Send + 'static {
-        stream::unfold(self, move |mut lines| {
-            let targets = lines.some(&resource, &tally);
-            async move { targets.map(|targets| (Ok(targets), lines)) }
-        })
+        let (tell, told) = mpsc::channel(1);
+        tokio::task::spawn_blocking(move || self.read(&resource, &tally, &tell));
+        stream::unfold(told, async |mut told| Some((Ok(told.recv().await?), told)))
+    }
+
+    /// Reads until the end, or until nobody wants to know any more.
+    fn read(mut self, resource: &Arc<Resource>, tally: &Tally, tell: &mpsc::Sender<Vec<Target>>) {
+        let mut from = match std::mem::replace(&mut self.from, From::Stdin).open() {
+            Ok(from) => from,
+            Err(error) => return self.wrong(tally, "lines that can't be read", &error.to_string()),
+        };
+        while let Some(targets) = self.some(&mut from, resource, tally) {
+            if tell.blocking_send(targets).is_err() {
+                return;
+            }
+        }
     }
 
     /// The next ones; `None`: that was all.
-    fn some(&mut self, resource: &Arc<Resource>, tally: &Tally) -> Option<Vec<Target>> {
+    fn some(&mut self, from: &mut impl BufRead, resource: &Arc<Resource>, tally: &Tally) -> Option<Vec<Target>> {
         let (mut targets, mut read) = (Vec::with_capacity(CHUNK), false);
         while targets.len() < CHUNK {
             let mut line = Vec::new();
-            match self.from.by_ref().take(LONGEST).read_until(b'\n', &mut line) {
+            match from.by_ref().take(LONGEST).read_until(b'\n', &mut line) {
                 Ok(0) => break,
                 Ok(length) if length as u64 == LONGEST && !line.ends_with(b"\n") => {
                     (self.number, read) = (self.number + 1, true);
                     self.wrong(tally, "lines that are too long", "too long");
                     // What can't be skipped can't be read either.
-                    let _ = self.from.skip_until(b'\n');
+                    let _ = from.skip_until(b'\n');
                     continue;
                 }
                 Ok(_) => {}
@@ -282,7 +318,7 @@ impl Lines {
 }
 
 /// Counts lines.
-fn count(from: &mut impl BufRead) -> std::io::Result<u64> {
+fn count(from: &mut impl BufRead) -> io::Result<u64> {
     let mut lines = 0;
     while from.skip_until(b'\n')? > 0 {
         lines += 1;

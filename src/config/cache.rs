@@ -54,16 +54,21 @@ pub struct Local {
     #[serde(with = "units::size")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub max_bytes: usize,
-    /// The most that each resource's filter takes (`filter: true`), at least 1 byte; twice while it is built anew. It holds 12 bits for
-    /// each key. Default `64MiB`.
+    /// The most that each resource's filter takes (`filter: true`), at least 1 byte. It takes half of that at most, so that it can answer
+    /// while it is built anew, and 12 bits for each key. Default `64MiB`.
     #[serde(with = "units::size")]
     #[cfg_attr(feature = "config", schemars(with = "forms::Size"))]
     pub filter_max_bytes: usize,
+    /// A new replica reads what is hot at others from the cache before it is ready, for two seconds at most; with `redis://` or
+    /// `valkey://`, for what has a `local_ttl` or `local_hot_ttl`. Default `false`.
+    #[serde(deserialize_with = "units::flag")]
+    #[cfg_attr(feature = "config", schemars(with = "forms::Flag"))]
+    pub warm_start: bool,
 }
 
 impl Default for Local {
     fn default() -> Self {
-        Self { max_bytes: 64 << 20, filter_max_bytes: 64 << 20 }
+        Self { max_bytes: 64 << 20, filter_max_bytes: 64 << 20, warm_start: false }
     }
 }
 

@@ -221,6 +221,11 @@ fn cache(cache: &Cache) -> Result<(), Fault> {
     if cache.local.max_bytes == 0 {
         return fault(&["cache", "local", "max_bytes"], "must be at least 1");
     }
+    let notes = matches!(cache.url.scheme(), "redis" | "rediss" | "valkey" | "valkeys" | "redis+sentinel");
+    if cache.local.warm_start && !notes {
+        let message = "needs redis:// or valkey:// and no cluster: there replicas note what is hot";
+        return fault(&["cache", "local", "warm_start"], message);
+    }
     Ok(())
 }
 

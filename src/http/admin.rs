@@ -33,7 +33,7 @@ pub(super) async fn handle(request: HttpRequest, payload: web::Payload, front: w
                 if *request.method() != Method::DELETE {
                     return Err(Problem::method_not_allowed(&["DELETE"]));
                 }
-                let target = queries::named(&front, &request, payload, &grant).await?;
+                let (target, _room) = queries::named(&front, &request, payload, &grant).await?;
                 front.aside.drop_entry(&target).await?;
                 Ok(HttpResponse::NoContent().finish())
             }

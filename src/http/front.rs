@@ -53,7 +53,7 @@ pub struct Front {
     pub health: Arc<Health>,
     /// What is being warmed.
     pub underway: Underway,
-    /// The memory for bodies that are being read.
+    /// The memory for bodies.
     pub bodies: Arc<Semaphore>,
 }
 

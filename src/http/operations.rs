@@ -47,6 +47,9 @@ fn report(front: &Front) -> (bool, String) {
     };
     let draining = front.health.draining.load(Ordering::Relaxed);
     line(!draining, true, format_args!("{}", if draining { "shutting down" } else { "running" }));
+    if front.health.starting.load(Ordering::Relaxed) {
+        line(false, true, format_args!("starting: what is hot at other replicas is read first"));
+    }
     match front.health.database.load().as_ref() {
         Ok(()) => line(true, true, format_args!("database: answers")),
         Err(error) => line(false, true, format_args!("database: {error}")),
@@ -100,7 +103,7 @@ fn report(front: &Front) -> (bool, String) {
         }
     }
     for (name, words) in front.health.filters.load().iter() {
-        line(false, false, format_args!("resource {name}: its filter of existing keys does not answer: {words}"));
+        line(false, false, format_args!("resource {name}: its filter of existing keys {words}"));
     }
     for missing in &front.settings.not_built_yet {
         line(false, false, format_args!("{missing}"));

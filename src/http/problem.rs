@@ -175,6 +175,9 @@ impl From<StoreError> for Problem {
             StoreError::Unavailable(_) => {
                 Self { cause, ..Self::unavailable("the database can't be reached; try again") }
             }
+            StoreError::Exhausted(_) => {
+                Self { cause, ..Self::unavailable("the database can't do it at the moment; try again later") }
+            }
             StoreError::Busy => Self::unavailable("too many requests wait for the database; try again"),
             StoreError::Abandoned => Self::timed_out(),
             StoreError::TimedOut => {

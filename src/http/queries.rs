@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use super::access::Grant;
 use super::api::{ask, one};
+use super::body::Room;
 use super::front::Front;
 use super::problem::Problem;
 use super::{body, keys};
@@ -130,7 +131,8 @@ pub(super) async fn ad_hoc(
         return Err(Problem::method_not_allowed(&["POST"]));
     }
     grant.need(Scope::Query)?;
-    let (asked, deadline): (AdHoc, _) = body::json(front, request, payload).await?;
+    // Until it is answered: what runs on after that is no more than there are connections.
+    let (asked, deadline, _room): (AdHoc, _, _) = body::json(front, request, payload).await?;
     let target = asked.target(front)?;
     let ask = crate::aside::Ask { deadline, ..ask(front, request, &grant) };
     let refresh = ask.refresh || asked.refresh && grant.may_refresh();
@@ -143,8 +145,8 @@ pub(super) async fn named(
     request: &HttpRequest,
     payload: web::Payload,
     grant: &Grant<'_>,
-) -> Result<Target, Problem> {
+) -> Result<(Target, Room), Problem> {
     grant.need(Scope::Admin)?;
-    let (asked, _): (AdHoc, _) = body::json(front, request, payload).await?;
-    asked.target(front)
+    let (asked, _, room): (AdHoc, _, _) = body::json(front, request, payload).await?;
+    Ok((asked.target(front)?, room))
 }

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::body::Room;
 use super::front::Front;
 use super::problem::Problem;
 use super::{body, keys};
@@ -33,6 +34,8 @@ const STOP: Duration = Duration::from_secs(1);
 
 /// The most rows that are hot.
 const HOT: usize = 256;
+/// So many keys are looked at before others at the same worker get a turn.
+const TURN: u64 = 1_000;
 
 /// What is being warmed in this process. Clones share it.
 #[derive(Clone, Debug)]
@@ -67,11 +70,13 @@ impl Drop for Place {
     }
 }
 
+type Rows = BoxStream<'static, Result<Vec<Target>, StoreError>>;
+
 /// What is to be warmed: one of the three.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked {
-    keys: Option<Vec<Box<RawValue>>>,
+    keys: Option<Box<RawValue>>,
     all: Option<bool>,
     hot: Option<bool>,
     rate: Option<u32>,
@@ -88,12 +93,27 @@ pub(super) async fn handle(
     if *request.method() != Method::POST {
         return Err(Problem::method_not_allowed(&["POST"]));
     }
-    let (asked, _): (Asked, _) = body::json(front, request, payload).await?;
+    let (asked, _, room): (Asked, _, _) = body::json(front, request, payload).await?;
     let tally = Arc::new(Tally::default());
-    let targets = match (asked.keys, asked.all, asked.hot) {
-        (Some(keys), None, None) => Some(named(&resource, &keys, &tally)?),
-        (None, Some(true), None) => None,
-        (None, None, Some(true)) => Some(hot(front, &resource)),
+    let share = front.underway.share.clone();
+    let rows: Rows;
+    let total = match (asked.keys, asked.all, asked.hot) {
+        (Some(keys), None, None) => {
+            let named = Named::new(keys)?;
+            let count = named.check(&resource).await?;
+            rows = batches(named.targets(&resource, &tally)).map(Ok).boxed();
+            Some(count)
+        }
+        (None, Some(true), None) => {
+            rows = front.aside.all(&resource, &share).boxed();
+            None
+        }
+        (None, None, Some(true)) => {
+            let hot = hot(front, &resource);
+            let count = hot.len() as u64;
+            rows = batches(hot).map(Ok).boxed();
+            Some(count)
+        }
         _ => {
             let words = r#"say which rows, in one way: {"keys":[…]}, {"all":true} or {"hot":true}"#;
             return Err(Problem::bad_request(words));
@@ -106,14 +126,9 @@ pub(super) async fn handle(
     let Some(place) = front.underway.begin(&resource.name) else {
         return Err(Problem::conflict(format!("{} is being warmed already", resource.name)));
     };
-    let total = targets.as_ref().map(|targets| targets.len() as u64 + tally.counts().keys());
-    let share = front.underway.share.clone();
-    let rows: BoxStream<'static, Result<Vec<Target>, StoreError>> = match targets {
-        Some(targets) => batches(targets).map(Ok).boxed(),
-        None => front.aside.all(&resource, &share).boxed(),
-    };
     let warming = front.aside.warm(rows, tally, asked.rate.unwrap_or(RATE), share);
-    let told = Told { warming, _place: place, health: Arc::clone(&front.health), total, started: Instant::now() };
+    let health = Arc::clone(&front.health);
+    let told = Told { warming, _place: place, _room: room, health, total, started: Instant::now() };
     let mut response = HttpResponse::Ok();
     response.content_type("application/x-ndjson").insert_header((CACHE_CONTROL, "no-store"));
     Ok(response.streaming(told.lines()))
@@ -126,17 +141,61 @@ fn hot(front: &Front, resource: &Arc<Resource>) -> Vec<Target> {
     hot.filter_map(|one| resource.row_spelled(one.key.strip_prefix(&prefix)?).ok()).collect()
 }
 
-/// The rows that a body names. One that no row can have is absent.
-fn named(resource: &Arc<Resource>, keys: &[Box<RawValue>], tally: &Tally) -> Result<Vec<Target>, Problem> {
-    let mut targets = Vec::with_capacity(keys.len());
-    for (index, key) in keys.iter().enumerate() {
-        match one(resource, key.get()) {
-            Ok(target) => targets.push(target),
-            Err(KeyError::CannotExist) => tally.absent(),
-            Err(KeyError::Malformed(words)) => return Err(Problem::bad_request(format!("keys[{index}]: {words}"))),
+/// The keys that a body names, in the text that they came in: they are read from it once to see that all are sound, and
+/// again when their turn has come. All of them as targets would take a hundred times as much.
+#[derive(Clone)]
+struct Named(Arc<RawValue>);
+
+impl Named {
+    /// Past the bracket.
+    const FIRST: usize = 1;
+
+    fn new(keys: Box<RawValue>) -> Result<Self, Problem> {
+        if !keys.get().starts_with('[') {
+            return Err(Problem::bad_request("the body is not as expected: keys: expected a list"));
         }
+        Ok(Self(keys.into()))
     }
-    Ok(targets)
+
+    /// The next key from a byte of the text on, and where it ends.
+    fn next(&self, at: usize) -> Option<(&str, usize)> {
+        let rest = self.0.get().get(at..)?.trim_start_matches([',', ' ', '\n', '\r', '\t']);
+        let begin = self.0.get().len() - rest.len();
+        // The list was parsed as a whole: what is no value is its end.
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<&RawValue>();
+        let key = values.next()?.ok()?;
+        Some((key.get(), begin + values.byte_offset()))
+    }
+
+    /// How many there are, if each is one that a row may have, or at least looks like one.
+    async fn check(&self, resource: &Arc<Resource>) -> Result<u64, Problem> {
+        let (mut count, mut at) = (0_u64, Self::FIRST);
+        while let Some((key, end)) = self.next(at) {
+            if let Err(KeyError::Malformed(words)) = one(resource, key) {
+                return Err(Problem::bad_request(format!("keys[{count}]: {words}")));
+            }
+            (count, at) = (count + 1, end);
+            if count.is_multiple_of(TURN) {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(count)
+    }
+
+    /// The rows of these keys. One that no row can have is absent.
+    fn targets(self, resource: &Arc<Resource>, tally: &Arc<Tally>) -> impl Iterator<Item = Target> + Send + use<> {
+        let (resource, tally, mut at) = (Arc::clone(resource), Arc::clone(tally), Self::FIRST);
+        std::iter::from_fn(move || {
+            loop {
+                let (key, end) = self.next(at)?;
+                at = end;
+                match one(&resource, key) {
+                    Ok(target) => return Some(target),
+                    Err(_) => tally.absent(),
+                }
+            }
+        })
+    }
 }
 
 /// A key: a text as it stands in a path, a number, or an array of the parts.
@@ -158,6 +217,7 @@ fn one(resource: &Arc<Resource>, json: &str) -> Result<Target, KeyError> {
 struct Told {
     warming: Warming,
     _place: Place,
+    _room: Room,
     health: Arc<Health>,
     total: Option<u64>,
     started: Instant,
@@ -234,7 +294,50 @@ fn gave_up(error: &StoreError) -> &'static str {
         StoreError::Unavailable(_) => "the database can't be reached",
         StoreError::Busy => "too many requests wait for the database",
         StoreError::TimedOut => "the database took too long",
+        StoreError::Exhausted(_) => "the database has run out of memory or disk",
         StoreError::Changed(_) => "the table has changed",
         _ => "the database refused the statement",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::value::RawValue;
+
+    use super::Named;
+
+    fn walked(list: &str) -> Vec<String> {
+        let named = Named::new(RawValue::from_string(list.to_owned()).unwrap()).unwrap();
+        let (mut all, mut at) = (Vec::new(), Named::FIRST);
+        while let Some((key, end)) = named.next(at) {
+            all.push(key.to_owned());
+            at = end;
+        }
+        all
+    }
+
+    #[test]
+    fn keys_are_walked_through_in_the_text_that_they_came_in() {
+        assert_eq!(walked("[]"), Vec::<String>::new());
+        assert_eq!(walked("[ ]"), Vec::<String>::new());
+        assert_eq!(
+            walked("[1,-2.50 ,\"a\",[7,\"x\"],\n[[]],null,true]"),
+            ["1", "-2.50", "\"a\"", "[7,\"x\"]", "[[]]", "null", "true"]
+        );
+        assert_eq!(walked(r#"["],[",",","\"","\u005d"]"#), [r#""],[""#, r#"",""#, r#""\"""#, r#""\u005d""#]);
+        assert!(Named::new(RawValue::from_string("7".to_owned()).unwrap()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_list_holds_is_found_in_it(values in proptest::collection::vec(
+            prop_oneof![any::<i64>().prop_map(serde_json::Value::from), ".*".prop_map(serde_json::Value::from),
+                proptest::collection::vec(".*", 0..3).prop_map(serde_json::Value::from)], 0..20)
+        ) {
+            let list = serde_json::Value::from(values.clone()).to_string();
+            let found: Vec<String> = values.iter().map(ToString::to_string).collect();
+            prop_assert_eq!(walked(&list), found);
+        }
     }
 }

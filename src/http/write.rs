@@ -8,6 +8,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::time::{Instant, timeout_at};
 
+use super::body::Room;
 use super::front::Front;
 use super::problem::Problem;
 use super::{body, conditional, reply};
@@ -42,7 +43,7 @@ pub(super) async fn create(
     payload: web::Payload,
     resource: &Arc<Resource>,
 ) -> Result<HttpResponse, Problem> {
-    let (mut body, deadline) = body::row(front, request, payload, false).await?;
+    let (mut body, deadline, room) = body::row(front, request, payload, false).await?;
     check(resource, &body)?;
     if let (Some(made), Some(column)) = (resource.make_key(), resource.key_columns().next())
         && body.get(&column.name).is_none_or(|given| given.get() == "null")
@@ -50,7 +51,7 @@ pub(super) async fn create(
         let key = serde_json::value::to_raw_value(&made).map_err(|error| Problem::internal(error.to_string()))?;
         body.set(&column.name, key);
     }
-    let wrote = run(front, resource, Write::Create { body }, deadline).await?;
+    let wrote = run(front, resource, Write::Create { body }, deadline, Some(room)).await?;
     let parts = wrote.written.key.parts().iter().map(|part| utf8_percent_encode(part, SEGMENT).to_string());
     let location = format!("/api/{}/{}", resource.name, parts.collect::<Vec<_>>().join(","));
     let mut response = HttpResponse::Created();
@@ -68,7 +69,7 @@ pub(super) async fn update(
 ) -> Result<HttpResponse, Problem> {
     let merge = request.method() == Method::PATCH;
     let key = key(resource, parts)?;
-    let (mut body, deadline) = body::row(front, request, payload, merge).await?;
+    let (mut body, deadline, room) = body::row(front, request, payload, merge).await?;
     check(resource, &body)?;
     // The key may be repeated, but not changed.
     for (index, column) in resource.key_columns().enumerate() {
@@ -86,7 +87,7 @@ pub(super) async fn update(
     let precondition = conditional::precondition(request);
     let write =
         if merge { Write::Merge { key, body, precondition } } else { Write::Replace { key, body, precondition } };
-    let wrote = run(front, resource, write, deadline).await?;
+    let wrote = run(front, resource, write, deadline, Some(room)).await?;
     answer(HttpResponse::Ok(), &wrote)
 }
 
@@ -100,7 +101,7 @@ pub(super) async fn delete(
     let key = key(resource, parts)?;
     let precondition = conditional::precondition(request);
     let deadline = Instant::now() + front.settings.request_timeout;
-    let wrote = run(front, resource, Write::Delete { key, precondition }, deadline).await?;
+    let wrote = run(front, resource, Write::Delete { key, precondition }, deadline, None).await?;
     let mut response = HttpResponse::NoContent();
     response.insert_header((reply::CACHE_STATUS, reply::write_status(wrote.invalidation_pending)));
     Ok(response.finish())
@@ -121,8 +122,14 @@ fn check(resource: &Resource, body: &Body) -> Result<(), Problem> {
     Ok(())
 }
 
-async fn run(front: &Front, resource: &Arc<Resource>, write: Write, deadline: Instant) -> Result<Wrote, Problem> {
-    let writing = front.aside.write(resource, write);
+async fn run(
+    front: &Front,
+    resource: &Arc<Resource>,
+    write: Write,
+    deadline: Instant,
+    room: Option<Room>,
+) -> Result<Wrote, Problem> {
+    let writing = front.aside.write_holding(resource, write, room);
     let wrote = timeout_at(deadline, writing).await;
     Ok(wrote.map_err(|_| Problem::timed_out())??)
 }

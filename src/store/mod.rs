@@ -95,6 +95,9 @@ pub enum StoreError {
     /// The statement ran into its timeout; the database has stopped working on it.
     #[error("the database took too long")]
     TimedOut,
+    /// The database has run out of memory or disk for it: to ask again at once only makes that worse.
+    #[error("the database has run out of something: {0}")]
+    Exhausted(String),
     /// The database can't read a key or value as one of the column's type.
     #[error("the database can't read the value: {0}")]
     BadValue(String),
@@ -136,6 +139,7 @@ impl StoreError {
             Self::Unavailable(_) => "unavailable",
             Self::Busy => "queue_full",
             Self::TimedOut => "timeout",
+            Self::Exhausted(_) => "exhausted",
             Self::BadValue(_) => "bad_value",
             Self::BadStatement(_) => "bad_statement",
             Self::Changed(_) => "schema_changed",
@@ -148,7 +152,7 @@ impl StoreError {
     /// Whether the database itself is in trouble, rather than this one statement: the moment to serve what is stale.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Busy | Self::TimedOut | Self::Loader(_))
+        matches!(self, Self::Unavailable(_) | Self::Busy | Self::TimedOut | Self::Exhausted(_) | Self::Loader(_))
     }
 }
 

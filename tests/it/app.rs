@@ -211,6 +211,13 @@ impl App {
         rest.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number") / 100.0).sum()
     }
 
+    /// The most memory that it ever had, in bytes.
+    pub fn memory_peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|peak| peak.parse::<u64>().ok()).expect("the kernel says") * 1024
+    }
+
     /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
         let started = Instant::now();

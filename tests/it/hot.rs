@@ -10,10 +10,10 @@ use crate::invalidation::{SCHEMA, seen, warm};
 use crate::servers::{Memcached, Redis};
 
 /// Readers of some paths as fast as they can, until they are dropped.
-struct Readers(tokio::task::JoinSet<()>);
+pub struct Readers(tokio::task::JoinSet<()>);
 
 impl Readers {
-    fn of(app: &App, paths: &[&str]) -> Self {
+    pub fn of(app: &App, paths: &[&str]) -> Self {
         let mut readers = tokio::task::JoinSet::new();
         for path in [paths, paths].concat() {
             let (client, url) = (app.client.clone(), format!("{}{path}", app.url));
@@ -26,12 +26,12 @@ impl Readers {
         Self(readers)
     }
 
-    async fn end(mut self) {
+    pub async fn end(mut self) {
         self.0.shutdown().await;
     }
 }
 
-fn is_local(reply: &Reply) -> bool {
+pub fn is_local(reply: &Reply) -> bool {
     reply.header("cache-status").ends_with("detail=local")
 }
 

@@ -35,6 +35,7 @@ mod rights;
 mod robustness;
 mod shutdown;
 mod stampede;
+mod start;
 mod store_suite;
 mod telemetry;
 mod tls;

@@ -274,6 +274,91 @@ async fn bodies_that_are_read_at_once_have_a_bound_together() {
     app.until("room again", async |app| app.patch("/api/item/1", r#"{"v":1}"#).await.status == 200).await;
 }
 
+/// Rows that are large: four of these bodies fit, and no fifth.
+const LARGE: &str = "CREATE TABLE doc (id int PRIMARY KEY, v text); INSERT INTO doc VALUES (1, ''), (2, '');";
+const LARGE_CONFIG: &str = "resources: { doc: { write: [update] }, slow_item: { key: id } }
+server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 20s, max_body: 16MiB }\n";
+
+fn patch(app: &App, id: u32) -> JoinHandle<(u16, String)> {
+    let (client, url) = (app.client.clone(), format!("{}/api/doc/{id}", app.url));
+    let body = format!(r#"{{"v":"{}"}}"#, "x".repeat(15 << 20));
+    tokio::spawn(async move {
+        let asked = client.patch(url).header("content-type", "application/json").body(body);
+        let reply = asked.send().await.expect("it answers");
+        (reply.status().as_u16(), reply.text().await.expect("it arrives"))
+    })
+}
+
+async fn no_room(app: &App) {
+    let (status, text) = patch(app, 2).await.expect("no panic");
+    assert!(status == 503 && text.contains("too many bodies"), "{status} {}", &text[..text.len().min(200)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_of_writes_that_wait_for_a_connection_count_until_those_have_ended() {
+    let world = World::new(&format!("{GATED} {LARGE}")).await;
+    let config = world.config(LARGE_CONFIG);
+    let app =
+        App::start(&config.replace("database: {", "database: { statement_timeout: 20s, pool_size: 1, queue: 20,"))
+            .await;
+    let first = get(&app, "/api/slow_item/1");
+    begun(&world, 1).await;
+    let mut writes = Vec::new();
+    for count in 1..=4 {
+        writes.push(patch(&app, 1));
+        waiting(&app, count).await;
+    }
+    no_room(&app).await;
+    world.sql("INSERT INTO gate VALUES (true)").await;
+    assert_eq!(first.await.expect("no panic"), 200);
+    for write in writes {
+        assert_eq!(write.await.expect("no panic").0, 200);
+    }
+    assert_eq!(patch(&app, 2).await.expect("no panic").0, 200, "there is room again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_of_writes_under_way_count_though_their_clients_hung_up() {
+    let world = World::new(&format!("{GATED} {LARGE}")).await;
+    let config = world.config(LARGE_CONFIG);
+    let app = App::start(&config.replace("database: {", "database: { statement_timeout: 20s, pool_size: 8,")).await;
+    let other = world.database.client().await;
+    other.batch_execute("BEGIN; SELECT FROM doc WHERE id = 1 FOR UPDATE").await.expect("it is free");
+    let writes: Vec<_> = (0..4).map(|_| patch(&app, 1)).collect();
+    let locked =
+        "SELECT count(*) = 4 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    world.until(locked).await;
+    writes.iter().for_each(JoinHandle::abort);
+    // The service may take a moment to notice.
+    for _ in 0..20 {
+        no_room(&app).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    other.batch_execute("COMMIT").await.expect("it is there");
+    app.until("room again", async |app| patch(app, 2).await.expect("no panic").0 == 200).await;
+}
+
+#[tokio::test]
+async fn a_database_without_memory_is_not_asked_again_at_once() {
+    let world = World::new(
+        "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1), (2); CREATE SEQUENCE begun;
+         CREATE FUNCTION fail(code text) RETURNS int LANGUAGE plpgsql VOLATILE AS $$
+           BEGIN PERFORM nextval('begun'); RAISE EXCEPTION 'as the test says' USING ERRCODE = code; END $$;
+         CREATE VIEW poor AS SELECT id, fail(CASE id WHEN 1 THEN '53200' ELSE '53100' END) AS failed FROM item;",
+    )
+    .await;
+    let app = world.app("resources: { poor: { key: id } }\n").await;
+    for id in 1..=2 {
+        let refused = app.get(&format!("/api/poor/{id}")).await.expect(503);
+        assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
+        assert_eq!(world.text("SELECT last_value::text FROM begun").await, id.to_string());
+    }
+    assert!(
+        app.get("/metrics").await.text.contains(r#"cache_aside_errors_total{component="store",kind="exhausted"} 2"#)
+    );
+    app.get("/readyz").await.expect(200);
+}
+
 #[tokio::test]
 async fn a_body_that_drips_is_refused_and_its_connection_closed() {
     let world = World::new(GATED).await;

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Output, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::Value;
@@ -150,6 +150,44 @@ async fn an_interrupted_warm_ends_and_says_how_far_it_came() {
     assert!(keys(&redis, &world).await < 2500, "{out}{err}");
 }
 
+#[tokio::test]
+async fn a_warm_that_reads_from_a_silent_pipe_ends_when_it_is_told_to() {
+    let world = World::new(ROWS).await;
+    let config = world.config(CONFIG);
+    migrate(&config);
+    let dir = tempfile::tempdir().expect("a folder can be made");
+    let (file, pipe) = (dir.path().join("config.yaml"), dir.path().join("ids"));
+    std::fs::write(&file, &config).expect("it can be written");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+    let mut warm = Command::new("setpriv");
+    warm.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_cache-aside"), "warm", "item", "--config"]).arg(&file);
+    warm.arg("--ids").arg(&pipe);
+    let mut child = warm.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+    // Both ways, so that this neither waits for the reader nor lets it see an end.
+    let mut writer = std::fs::File::options().read(true).write(true).open(&pipe).expect("it is there");
+    let ids: String = (1..=150).map(|id| format!("{id}\n")).collect();
+    writer.write_all(ids.as_bytes()).expect("it fits");
+    let (redis, started) = (redis_of(&world), Instant::now());
+    while keys(&redis, &world).await < 100 {
+        assert!(started.elapsed() < PATIENCE, "it never filled anything");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs").success());
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("it is ours to wait for") {
+            break status;
+        }
+        assert!(started.elapsed() < PATIENCE, "it never ended");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let (mut out, mut err) = (String::new(), String::new());
+    child.stdout.take().expect("it is piped").read_to_string(&mut out).expect("it is text");
+    child.stderr.take().expect("it is piped").read_to_string(&mut err).expect("it is text");
+    assert_eq!(status.code(), Some(1), "{out}{err}");
+    assert!(out.contains("item: 100 filled") && err.contains("stopped before the end"), "{out}{err}");
+}
+
 fn redis_of(world: &World) -> redis::Client {
     redis::Client::open(world.redis_url.as_str()).expect("the URL is sound")
 }
@@ -204,6 +242,23 @@ async fn a_service_warms_itself_and_tells_how_it_goes() {
     assert!(text.contains(&counted), "{counted}: {text}");
     let none = warmed(&app, "item", r#"{"keys":[]}"#).await;
     assert_eq!(none.last().expect("there is one")["done"], true);
+}
+
+#[tokio::test]
+async fn a_body_of_very_many_keys_takes_little_memory() {
+    let world = World::new(ROWS).await;
+    let app = world.app(CONFIG).await;
+    warmed(&app, "item", r#"{"keys":[1]}"#).await;
+    let before = app.memory_peak();
+    // As many as fit into a megabyte.
+    let body = format!(r#"{{"keys":[{}7]}}"#, "7,".repeat(500_000));
+    let request = app.client.post(format!("{}/admin/warm/item", app.url)).header("content-type", "application/json");
+    let mut response = request.body(body).send().await.expect("it answers");
+    let first = response.chunk().await.expect("it arrives").expect("there is a line");
+    let line: Value = serde_json::from_slice(&first).expect("it is JSON");
+    assert_eq!(line["total"], 500_001, "{line}");
+    let grown = (app.memory_peak() - before) >> 20;
+    assert!(grown < 40, "{grown} MiB: the whole body as rows takes more than a hundred");
 }
 
 #[tokio::test]

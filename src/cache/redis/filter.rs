@@ -23,6 +23,10 @@ use crate::cache::lane::now_ms;
 const BITS: u64 = 12;
 /// Deleted keys stay, and a change that nobody captured is not known: built anew after so long.
 const OLD: Duration = Duration::from_hours(1);
+/// Bytes of a block.
+const BLOCK: u64 = 32;
+/// The first filter is made for so many keys.
+const FIRST: u64 = 1 << 14;
 const SALTS: [u32; 8] =
     [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
 
@@ -42,7 +46,7 @@ pub(super) struct Filter {
 
 impl Filter {
     pub(super) fn new(prefix: String, tag: u64, capacity: u64) -> Self {
-        let blocks = (capacity * BITS).div_ceil(256).max(1);
+        let blocks = (capacity * BITS).div_ceil(8 * BLOCK).max(1);
         let blocks = (0..blocks).map(|_| Block::default()).collect();
         Self { prefix, tag, blocks, capacity, keys: AtomicU64::new(0), began: now_ms() }
     }
@@ -142,6 +146,13 @@ impl Filters {
         }
     }
 
+    /// What the filters of a resource take together.
+    #[cfg(test)]
+    fn bytes(&self, resource: &str) -> u64 {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.get(resource).into_iter().flat_map(|pair| pair.ready.iter().chain(&pair.coming)).map(|it| it.bytes()).sum()
+    }
+
     /// Any row may be there now.
     pub(super) fn clear(&self) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
@@ -167,17 +178,83 @@ impl Filters {
     }
 }
 
-/// How many bytes a filter for so many keys takes.
-#[must_use]
-pub fn bytes_for(keys: u64) -> u64 {
-    (keys.saturating_mul(BITS)).div_ceil(256) * 32
+/// For how many keys the filters of a resource are made: never for more than fit twice into what they may take together,
+/// since the former one answers while its successor is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    next: u64,
+    most: u64,
+}
+
+impl Sizes {
+    /// Both together take at most so many bytes.
+    #[must_use]
+    pub fn within(bytes: u64) -> Self {
+        // Whole blocks, and what fits into them.
+        let most = (bytes / 2 / BLOCK).saturating_mul(8 * BLOCK) / BITS;
+        Self { next: FIRST.min(most), most }
+    }
+
+    /// For how many keys the next filter is made; `None`: there is not even room for the smallest.
+    #[must_use]
+    pub fn next(self) -> Option<u64> {
+        (self.next > 0).then_some(self.next)
+    }
+
+    /// There were more keys than that: the next one is for four times as many, or as many as fit; false: so was this one.
+    #[must_use]
+    pub fn grow(&mut self) -> bool {
+        let before = self.next;
+        self.next = before.saturating_mul(4).min(self.most);
+        self.next > before
+    }
+
+    /// There were so many keys: the next one leaves them room to become more, as far as there is any.
+    pub fn leave_room(&mut self, keys: u64) {
+        self.next = self.next.max(keys.saturating_add(keys / 4)).min(self.most);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use super::{Filter, Filters};
+    use proptest::prelude::*;
+
+    use super::{BLOCK, Filter, Filters, Sizes};
+
+    proptest! {
+        #[test]
+        fn a_filter_and_its_successor_never_take_more_than_they_may(
+            bytes in 0_u64..200_000, keys in proptest::collection::vec(0_u64..200_000, 1..6)
+        ) {
+            let filters = Filters::default();
+            let mut sizes = Sizes::within(bytes);
+            for keys in keys {
+                // As they are built: for more and more, until all keys fit; then it answers until the next one does.
+                let built = loop {
+                    let Some(capacity) = sizes.next() else { break None };
+                    let filter = Arc::new(Filter::new("item:".into(), 1, capacity));
+                    filters.register("item", Arc::clone(&filter));
+                    prop_assert!(filters.bytes("item") <= bytes, "{} of {bytes}", filters.bytes("item"));
+                    if keys <= capacity {
+                        break Some(filter);
+                    }
+                    filters.give_up("item", &filter);
+                    if !sizes.grow() {
+                        break None;
+                    }
+                };
+                // What is left out would not have fit: one block more, and there were too many of them.
+                let fits = keys.max(1) * 12 <= bytes / 2 / BLOCK * BLOCK * 8;
+                prop_assert_eq!(built.is_some(), fits, "{} keys in {}", keys, bytes);
+                if let Some(built) = built {
+                    prop_assert!(filters.complete("item", &built));
+                    sizes.leave_room(keys);
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_was_inserted_is_there_and_little_else() {
@@ -189,7 +266,7 @@ mod tests {
         let seem = (100_000..200_000).filter(|id| filter.has(&format!("item:{id}"))).count();
         assert!(seem < 1_500, "{seem}");
         assert!(!filter.is_full(), "a key that is inserted twice or seems to be there counts once");
-        assert_eq!(filter.bytes(), super::bytes_for(100_000));
+        assert_eq!(filter.bytes(), 150_016);
     }
 
     #[test]

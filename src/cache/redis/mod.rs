@@ -13,6 +13,8 @@ mod lease;
 mod local;
 mod look;
 mod node;
+#[cfg(feature = "server")]
+mod note;
 mod operations;
 mod rights;
 mod script;
@@ -26,7 +28,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-pub use self::filter::{FilterState, bytes_for};
+pub use self::filter::{FilterState, Sizes};
 use self::local::Local;
 pub use self::node::RedisNode;
 use self::sentinel::Sentinels;

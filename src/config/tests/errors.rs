@@ -86,6 +86,10 @@ fn values_that_make_no_sense_are_quoted_with_what_would() {
         ("cache:\n  timeout: 0s\n", "7: cache.timeout: must be longer than 0s"),
         ("cache:\n  max_entry: 0B\n", "7: cache.max_entry: must be at least 1"),
         ("cache: { local: { max_bytes: 0 } }\n", "6: cache.local.max_bytes: must be at least 1"),
+        (
+            "cache: { local: { warm_start: true } }\n",
+            "6: cache.local.warm_start: needs redis:// or valkey:// and no cluster: there replicas note what is hot",
+        ),
         ("invalidation:\n  mode: on\n", "7: invalidation.mode: \"on\" is not known here; use outbox, wal, none"),
         ("invalidation:\n  mode: kafka\n", "7: invalidation.mode: \"kafka\" is not known here; use outbox, wal, none"),
         ("invalidation:\n  max_staleness: 0s\n", "7: invalidation.max_staleness: must be longer than 0s"),

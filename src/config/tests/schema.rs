@@ -46,6 +46,7 @@ fn defaults_are_as_they_are_written() {
     assert_eq!(*default("Cache", "timeout"), "100ms");
     assert_eq!(*default("Cache", "compress_above"), "0B");
     assert_eq!(*default("Local", "max_bytes"), "64MiB");
+    assert_eq!(*default("Local", "warm_start"), false);
     assert_eq!(*default("Defaults", "ttl"), "1h");
     assert_eq!(*default("Defaults", "local_ttl"), "0s");
     assert_eq!(*default("Defaults", "ttl_jitter"), 0.1);

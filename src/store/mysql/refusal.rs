@@ -50,9 +50,12 @@ pub(super) fn meaning(refusal: &ServerError) -> StoreError {
         3024 | 1969 | 1317 | 1205 => StoreError::TimedOut,
         // No such database, column or table.
         1049 | 1054 | 1146 => StoreError::Changed(said),
-        // Too many connections, out of memory or disk, shutting down, killed, read only, deadlock.
-        1021 | 1037 | 1038 | 1040 | 1041 | 1053 | 1114 | 1152 | 1203 | 1213 | 1226 | 1290 | 1792 | 1836 | 1927
-        | 3169 | 4031 => StoreError::Unavailable(said),
+        // Out of memory or disk.
+        1021 | 1037 | 1038 | 1041 | 1114 => StoreError::Exhausted(said),
+        // Too many connections, shutting down, killed, read only, deadlock.
+        1040 | 1053 | 1152 | 1203 | 1213 | 1226 | 1290 | 1792 | 1836 | 1927 | 3169 | 4031 => {
+            StoreError::Unavailable(said)
+        }
         // Mixed collations, wrong dates and strings.
         1267 | 1270 | 1271 | 1292 | 1300 | 1366 | 1411 | 1525 => {
             StoreError::BadValue("it is not of the column's type".into())

@@ -237,7 +237,9 @@ fn error(error: tokio_postgres::Error) -> StoreError {
         "57014" => StoreError::TimedOut,
         "42P01" | "42703" | "3F000" | "42704" => StoreError::Changed(said),
         "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "25006" => StoreError::Unavailable(said),
-        code if code.starts_with("08") || code.starts_with("53") || code == "55P03" => StoreError::Unavailable(said),
+        code if code.starts_with("08") || code == "55P03" => StoreError::Unavailable(said),
+        // Out of disk or memory; too many connections were above.
+        code if code.starts_with("53") => StoreError::Exhausted(said),
         // The statement was prepared and ran before: only the value can be at fault (an `ltree` key, a deep document).
         code if code.starts_with("22") || code.starts_with("54") || code == "42601" => {
             StoreError::BadValue(refusal.message().to_owned())

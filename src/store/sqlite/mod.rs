@@ -166,9 +166,9 @@ impl From<rusqlite::Error> for StoreError {
         match error.sqlite_error_code() {
             Some(ErrorCode::OperationInterrupted) => Self::TimedOut,
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            Some(ErrorCode::DiskFull | ErrorCode::OutOfMemory) => Self::Exhausted(error.to_string()),
             Some(
                 ErrorCode::CannotOpen
-                | ErrorCode::DiskFull
                 | ErrorCode::SystemIoFailure
                 | ErrorCode::NotADatabase
                 | ErrorCode::DatabaseCorrupt
