@@ -96,8 +96,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Flight<'_, C, S> {
         }
         let asked = match self.ask(&led).await {
             // On a busy machine a reply may be late, and loading past the cache would be a query too many. A cache that does
-            // not answer at all is soon not asked any more: then this costs nothing. Should the lease that nobody heard of
-            // have been given, the second waits for its end as for anybody's.
+            // not answer at all is soon not asked any more: then this costs nothing. A lease that nobody
+            // heard of is given back meanwhile; should it be there still, the second waits for it as for anybody's.
             Err(CacheError::TimedOut) => self.ask(&led).await,
             asked => asked,
         };

@@ -104,7 +104,8 @@ async fn those_who_wait_for_another_process_lose_nothing_with_the_one_who_asked_
     leader.abort();
     let began = Instant::now();
     let answer = passenger.await.expect("no panic").expect("it is answered");
-    assert_eq!((answer.status.source, answer.status.collapsed), (Source::Cache, true));
+    // Found by whoever waited for all, or by himself when it took longer than a lock.
+    assert_eq!(answer.status.source, Source::Cache);
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     filled.await.expect("no panic").expect("it is answered");
     assert_eq!(heart.loads(), 0, "the other process has loaded it");

@@ -1,5 +1,7 @@
 //! What a look that failed says of its connection.
 
+use super::Wait;
+
 /// So many looks in a row may fail before the connection is given up.
 const STRIKES: u32 = 3;
 /// The same, where this process stood still during some of them: a connection that is dead is found out in the end.
@@ -25,6 +27,13 @@ pub(in crate::cache) enum Failed {
         /// What was found.
         error: anyhow::Error,
     },
+}
+
+impl Failed {
+    /// The same, unless this process stood still while it waited.
+    pub(in crate::cache) fn unless(self, wait: Wait) -> Self {
+        if matches!(self, Self::TimedOut) && wait.stood_still() { Self::StoodStill } else { self }
+    }
 }
 
 /// Counts the looks in a row that failed.

@@ -114,11 +114,9 @@ impl Engine for Shared {
         // A server that evicts whatever it is given must not keep us here.
         for _ in 0..3 {
             let wait = Wait::new(self.timeout);
-            let seen = look(self, &live.connection).await.map_err(|error| match judge(live, error) {
-                Failed::TimedOut if wait.stood_still() => Failed::StoodStill,
-                failed => failed,
-            })?;
-            if follow(self, live, seen).await.map_err(|error| judge(live, error))? {
+            let seen = look(self, &live.connection).await.map_err(|error| judge(live, error).unless(wait))?;
+            let wait = Wait::new(self.timeout);
+            if follow(self, live, seen).await.map_err(|error| judge(live, error).unless(wait))? {
                 return Ok(());
             }
         }

@@ -16,7 +16,7 @@ use redis::aio::MultiplexedConnection;
 use super::look::{Seen, look, register};
 use super::shared::{Made, Peer, Shared};
 use crate::cache::control::field;
-use crate::cache::lane::{Debts, Engine, Failed, PATIENCE, Standing, Wait, now_ms};
+use crate::cache::lane::{Debts, Engine, Failed, Standing, Wait, now_ms};
 use crate::cache::slots::{self, Slots, Tenure};
 
 /// Two clocks that run alike may differ by this much between two looks, in milliseconds.
@@ -87,16 +87,17 @@ impl Live {
     pub(super) fn learn(&self, shared: &Shared, seen: Seen) {
         let (now, is_first) = (now_ms(), self.standing.deadlines().looked == 0);
         // A reply that lay unread for a while says less of the server's clock than those before it.
-        if is_first || now.saturating_sub(seen.sent) <= u64::try_from(shared.timeout.as_millis()).unwrap_or(u64::MAX) {
+        let is_late = now.saturating_sub(seen.sent) > u64::try_from(shared.timeout.as_millis()).unwrap_or(u64::MAX);
+        if is_first || !is_late {
             let middle = seen.sent.midpoint(now);
             self.clock.store(seen.now.cast_signed().wrapping_sub(middle.cast_signed()), Ordering::Relaxed);
         }
-        let until = self.judge(shared, &seen);
+        let until = self.judge(shared, &seen, is_late);
         self.standing.learn(seen.sent, seen.control, until);
     }
 
     /// Until when what is here is current enough, and until when it is known to be what it says.
-    fn judge(&self, shared: &Shared, seen: &Seen) -> (u64, u64) {
+    fn judge(&self, shared: &Shared, seen: &Seen, is_late: bool) -> (u64, u64) {
         let looked = Standing::known_after(seen.sent);
         let Some(max_staleness) = shared.max_staleness else { return (looked, looked) };
         let control = &seen.control;
@@ -108,8 +109,14 @@ impl Live {
         }
         let before = self.taken.swap(control.taken, Ordering::Relaxed);
         // Clocks step. What was taken before this connection's first look, or before a step back, says nothing of its age.
-        let last = self.last_now.swap(seen.now, Ordering::Relaxed);
-        let passed = seen.sent.saturating_sub(self.last_seen.swap(now_ms(), Ordering::Relaxed));
+        let last = self.last_now.load(Ordering::Relaxed);
+        let passed = seen.sent.saturating_sub(self.last_seen.load(Ordering::Relaxed));
+        // Between the server's time of a late reply and ours there may be all that this process missed: a step back as
+        // long as that would not be seen.
+        if !is_late {
+            self.last_now.store(seen.now, Ordering::Relaxed);
+            self.last_seen.store(now_ms(), Ordering::Relaxed);
+        }
         if last == 0 || seen.now + DRIFT < last + passed {
             self.believed.store(seen.now, Ordering::Relaxed);
         }
@@ -159,7 +166,8 @@ impl Engine for Shared {
         // A server that evicts whatever it is given must not keep us here.
         for _ in 0..3 {
             let seen = looked(self, live).await?;
-            if follow(self, live, seen).await.map_err(|error| judge(live, error))? {
+            let wait = Wait::new(self.timeout);
+            if follow(self, live, seen).await.map_err(|error| judge(live, error).unless(wait))? {
                 return Ok(());
             }
         }
@@ -189,8 +197,8 @@ fn judge(live: &Live, error: anyhow::Error) -> Failed {
 /// One look. What is there when a process that stood still goes on was in time.
 pub(super) async fn looked(shared: &Shared, live: &Live) -> Result<Seen, Failed> {
     let mut conn = live.conn.clone();
-    // It is our own patience that ends first.
-    conn.set_response_timeout(shared.timeout + PATIENCE);
+    // It is our own patience that ends it, also where all timers are overdue.
+    conn.set_response_timeout(Duration::from_hours(1));
     let wait = Wait::new(shared.timeout);
     match wait.until(pin!(look(shared, &mut conn, &live.peer))).await {
         Some(seen) => seen.map_err(|error| judge(live, error)),

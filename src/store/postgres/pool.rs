@@ -67,8 +67,8 @@ pub(super) struct Checked<'a> {
 
 /// Why there is no connection for a permit.
 enum Failed {
-    /// The server has no room for another one.
-    NoRoom(StoreError),
+    /// The server answers, and gives us no other one.
+    Refused(StoreError),
     Otherwise(StoreError),
 }
 
@@ -113,8 +113,8 @@ impl Pool {
         self.usable.load(Ordering::SeqCst).saturating_sub(self.permits.available_permits())
     }
 
-    /// A connection, after a wait in a queue that is bounded in length and time. Where the server has no room for another
-    /// one, one of those that there are is waited for.
+    /// A connection, after a wait in a queue that is bounded in length and time. Where the server gives us no other one,
+    /// one of those that there are is waited for.
     pub(super) async fn checkout(self: &Arc<Self>) -> Result<Checked<'_>, StoreError> {
         let inside = Place::take(&self.inside, self.size + self.queue).ok_or(StoreError::Busy)?;
         let until = Instant::now() + self.patience;
@@ -125,7 +125,7 @@ impl Pool {
                     return Ok(Checked { client, origin: life.fingerprint, life, _permit: permit, _inside: inside });
                 }
                 Err(Failed::Otherwise(failed)) => return Err(failed),
-                Err(Failed::NoRoom(failed)) => failed,
+                Err(Failed::Refused(failed)) => failed,
             };
             // Whoever finds no idle one and has none himself knows that all that there are belong to others, with permits.
             if self.made.status().size == 0 {
@@ -153,9 +153,11 @@ impl Pool {
             let client = match tokio::time::timeout(CONNECT, self.made.get()).await {
                 Ok(Ok(client)) => client,
                 Ok(Err(PoolError::Backend(refused))) => {
-                    let is_full = refused.code() == Some(&SqlState::TOO_MANY_CONNECTIONS);
+                    // Too many, or whoever we say we are may no longer connect.
+                    let code = refused.code().map_or("", SqlState::code);
+                    let is_refused = code == SqlState::TOO_MANY_CONNECTIONS.code() || code.starts_with("28");
                     let failed = unreachable(&refused);
-                    return Err(if is_full { Failed::NoRoom(failed) } else { Failed::Otherwise(failed) });
+                    return Err(if is_refused { Failed::Refused(failed) } else { Failed::Otherwise(failed) });
                 }
                 Ok(Err(other)) => return Err(Failed::Otherwise(StoreError::Unavailable(other.to_string()))),
                 Err(_) => return Err(Failed::Otherwise(StoreError::Unavailable("connecting took too long".into()))),
