@@ -86,7 +86,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                     }
                     // As for a single read.
                     Err(error) if is_own(error) => {
-                        doubtful = !self.core.cache.answered_since(distinct[open[0]].entry(), looked);
+                        let first = open.first().map(|index| distinct[*index].entry());
+                        doubtful = first.is_some_and(|entry| !self.core.cache.answered_since(entry, looked));
                     }
                     Err(_) => path = Path::Bypass,
                 }

@@ -12,6 +12,7 @@ use percent_encoding::percent_decode_str;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::store::StoreError;
 use crate::{config, store};
@@ -131,8 +132,9 @@ impl Connector {
             let answered = tokio::time::Instant::now();
             Ok::<_, Error>(Made { conn, origin: fingerprint, text, created, answered })
         };
-        // Bounded in here: whoever waits may give up, and this task would go on.
-        match self.runtime.spawn(tokio::time::timeout(super::CONNECT, connecting)).await {
+        // Whoever waits may give up: then nobody wants it, and his right to it is another's.
+        let connecting = self.runtime.spawn(tokio::time::timeout(super::CONNECT, connecting));
+        match AbortOnDropHandle::new(connecting).await {
             Ok(Ok(made)) => made.map_err(|failed| super::unanswered(&failed)),
             Ok(Err(_)) => Err(StoreError::Unavailable("connecting took too long".into())),
             Err(_) => Err(StoreError::Unavailable("the service is stopping".into())),

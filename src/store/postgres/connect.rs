@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, Error, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::tls;
 use crate::{config, store};
@@ -189,12 +190,13 @@ impl Connector {
             let said = client.simple_query(&connector.setup).await?;
             let knows =
                 said.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
-            let text = if knows { origin(&client).await } else { String::new() };
+            let text = if knows { origin(&client).await? } else { String::new() };
             let origin = connector.learn(&text);
             Ok(Found { client, driver, origin })
         };
-        // Bounded in here too: whoever waits may give up, and this task would go on.
-        match self.runtime.spawn(tokio::time::timeout(CONNECT, finding)).await {
+        // Whoever waits may give up: then nobody wants it, and his right to it is another's.
+        let finding = self.runtime.spawn(tokio::time::timeout(CONNECT, finding));
+        match AbortOnDropHandle::new(finding).await {
             Ok(Ok(outcome)) => outcome,
             // It took too long, or the runtime is shutting down. Whoever waits is bounded by the same time.
             Ok(Err(_)) | Err(_) => std::future::pending().await,
@@ -202,14 +204,19 @@ impl Connector {
     }
 }
 
-/// What the database says of itself; nothing where it can't.
-async fn origin(client: &Client) -> String {
-    let said = client.simple_query("SELECT cache_aside.origin()").await.unwrap_or_default();
+/// What the database says of itself; nothing where it can't. Where it only took too long or went away, that is no answer.
+async fn origin(client: &Client) -> Result<String, Error> {
+    let said = match client.simple_query("SELECT cache_aside.origin()").await {
+        Err(failed) if failed.as_db_error().is_some_and(|refusal| !refusal.code().code().starts_with("57")) => {
+            Vec::new()
+        }
+        said => said?,
+    };
     let text = said.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
     });
-    text.unwrap_or_default().to_owned()
+    Ok(text.unwrap_or_default().to_owned())
 }
 
 impl Connect for Connector {

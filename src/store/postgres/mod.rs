@@ -49,6 +49,9 @@ use crate::config;
 /// What the client waits past the server's own statement timeout before it gives the connection up.
 const SLACK: Duration = Duration::from_millis(500);
 
+/// The most that finding out what all tables are may take: two statements for each.
+const DISCOVERY: Duration = Duration::from_mins(1);
+
 /// A PostgreSQL server.
 #[derive(Clone)]
 pub struct PostgresStore {
@@ -144,8 +147,17 @@ impl PostgresStore {
         &self,
         question: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, StoreError> {
+        self.ask_for(self.inner.statement_timeout + SLACK, question).await
+    }
+
+    /// The same for what takes several statements.
+    async fn ask_for<T>(
+        &self,
+        patience: Duration,
+        question: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, StoreError> {
         let checked = self.checkout().await?;
-        let asked = tokio::time::timeout(self.inner.statement_timeout + SLACK, question(&checked.client)).await;
+        let asked = tokio::time::timeout(patience, question(&checked.client)).await;
         let Ok(answer) = asked else {
             self.abandon(checked);
             return Err(StoreError::TimedOut);
@@ -320,7 +332,7 @@ impl Load for PostgresStore {
     }
 
     fn is_pressed(&self) -> bool {
-        self.connections().waiting > 0
+        self.inner.pool.is_pressed()
     }
 }
 
@@ -330,7 +342,7 @@ impl Store for PostgresStore {
     }
 
     async fn tables(&self) -> Result<Vec<Table>, StoreError> {
-        self.ask(async |client| describe::tables(client).await).await
+        self.ask_for(DISCOVERY, async |client| describe::tables(client).await).await
     }
 
     async fn prepare(&self, mut resource: Resource) -> Result<(Resource, Vec<Problem>), StoreError> {

@@ -26,8 +26,8 @@ use crate::store::{Connections, StoreError};
 const KEPT: usize = 2;
 /// Between two looks whether connections are missing, or were lost.
 const LOOK: Duration = Duration::from_secs(1);
-/// The same after one could not be made.
-const LATER: Duration = Duration::from_mins(1);
+/// Where one could not be made to be kept, so long until the next is tried.
+const LATER: Duration = Duration::from_secs(10);
 /// Whoever waits gives a connection this long to come back before one more is made.
 const COMES_BACK: Duration = Duration::from_millis(10);
 /// A connect that takes longer than this is not waited for: the next one is tried beside it.
@@ -107,6 +107,10 @@ impl Pool {
             idle: open.saturating_sub(in_use),
             waiting: self.waiting.load(Ordering::SeqCst),
         }
+    }
+
+    pub(super) fn is_pressed(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
     }
 
     fn in_use(&self) -> usize {
@@ -260,7 +264,10 @@ impl Pool {
     /// The permits that are given out, and the connections that wait for one. All connections that there are, or are being
     /// made for somebody who has a permit, are among these. Those that have ended are forgotten.
     fn taken(&self) -> usize {
-        self.in_use() + self.made.retain(|client, _| !client.is_closed()).retained + self.connector.spares()
+        let before = self.in_use();
+        let waiting = self.made.retain(|client, _| !client.is_closed()).retained + self.connector.spares();
+        // Whoever took one of those meanwhile counts as well.
+        waiting + before.max(self.in_use())
     }
 }
 
@@ -288,11 +295,17 @@ impl Drop for Attempt {
 
 /// Looks after the connections for as long as the pool is there.
 async fn keep(pool: Weak<Pool>) {
-    let mut pause = LOOK;
+    let mut later = Instant::now();
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(LOOK).await;
         let Some(pool) = pool.upgrade() else { return };
         pool.let_go();
-        pause = if pool.top_up().await { LOOK } else { LATER };
+        if pool.waiting.load(Ordering::SeqCst) > 0 {
+            // Who came while permits were taken back may have found that there were enough.
+            pool.grow();
+        }
+        if later <= Instant::now() && !pool.top_up().await {
+            later = Instant::now() + LATER;
+        }
     }
 }

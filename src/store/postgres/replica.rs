@@ -368,13 +368,8 @@ impl PostgresStore {
         let moment = self.moment(&Waiters::default()).await.map_err(primary)?;
         let moment =
             moment.ok_or_else(|| unknown("the primary does not say which database it is: run cache-aside migrate"))?;
-        {
-            let checked = self.checkout().await.map_err(primary)?;
-            let session = tokio::time::timeout(self.inner.statement_timeout, session_of(&checked.client)).await;
-            let session =
-                session.map_err(|_| primary(StoreError::TimedOut))?.map_err(|error| primary(super::error(error)))?;
-            replica.session.store(Some(Arc::new(session)));
-        }
+        let session = self.ask(async |client| session_of(client).await).await.map_err(primary)?;
+        replica.session.store(Some(Arc::new(session)));
         let client = match tokio::time::timeout(CONNECT, replica.pool.get()).await {
             Ok(client) => client.map_err(|error| refused(&error))?,
             Err(_) => return Err(Why(Outcome::Away, "connecting took too long".into())),

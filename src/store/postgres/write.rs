@@ -434,9 +434,8 @@ async fn constrained(store: &PostgresStore, resource: &Resource, constraint: &st
            WHERE x.relname = $1 AND i.indrelid = $2::text::regclass)))
         ORDER BY a.attnum";
     let table = resource.table.relation();
-    let Ok(checked) = store.checkout().await else { return Vec::new() };
     let params: [(&(dyn ToSql + Sync), Type); 2] = [(&constraint, Type::TEXT), (&table, Type::TEXT)];
-    match checked.client.query_typed(COLUMNS, &params).await {
+    match store.ask(async |client| client.query_typed(COLUMNS, &params).await).await {
         Ok(rows) => rows.iter().filter_map(|row| row.try_get(0).ok()).collect(),
         Err(failed) => {
             tracing::debug!(error = %failed, "the columns of a constraint could not be found");

@@ -31,6 +31,7 @@ use self::images::{Batch, Table};
 use self::pgoutput::{Message, RelationColumn};
 use self::stream::{Broken, Received, Stream};
 use super::capture::{self, PUBLICATION};
+use super::connect::CONNECT;
 use super::{PostgresStore, error};
 use crate::catalog::{Image, Problem};
 use crate::store::StoreError;
@@ -299,7 +300,9 @@ impl Decoder {
 
     /// Waits for its turn, decodes, and says why it can't go on.
     async fn turn(&mut self) -> Result<Infallible, Trouble> {
-        let client = self.store.inner.connector.open().await.map_err(|failed| super::unreachable(&failed))?;
+        let opening = tokio::time::timeout(CONNECT, self.store.inner.connector.open()).await;
+        let opened = opening.map_err(|_| StoreError::TimedOut)?;
+        let client = opened.map_err(|failed| super::unreachable(&failed))?;
         // The rows need not survive a crash: the caches' entries don't either.
         client.batch_execute("SET synchronous_commit = off; SET datestyle = ISO; SET jit = off").await?;
         loop {
