@@ -29,7 +29,7 @@ use crate::store::Load;
 
 /// Added to what a load takes: the lease and the fill are on their way for a while, busy processes wait for their turn, and
 /// the fleet's clocks differ a little.
-const MARGIN: Duration = Duration::from_millis(25);
+const MARGIN: Duration = Duration::from_millis(50);
 /// An entry's lot is one of so many.
 const LOTS: u32 = 1024;
 
