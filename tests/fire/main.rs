@@ -21,9 +21,9 @@ mod wire;
 
 use std::process::ExitCode;
 
-use drills::{cache_killed, flush, hot, idle, roll, slow_database, stampede};
+use drills::{cache_killed, flush, hot, idle, permits, roll, slow_database, stampede};
 
-const ALL: [&str; 7] = ["stampede", "hot", "cache-killed", "flush", "slow-database", "idle", "roll"];
+const ALL: [&str; 8] = ["stampede", "hot", "cache-killed", "flush", "slow-database", "permits", "idle", "roll"];
 
 fn main() -> ExitCode {
     // What `cargo test` passes on is about tests, and this is none: only these are for us.
@@ -47,6 +47,7 @@ fn main() -> ExitCode {
                 "cache-killed" => cache_killed::run().await,
                 "flush" => vec![flush::run(plot.as_deref()).await],
                 "slow-database" => vec![slow_database::run().await],
+                "permits" => vec![permits::run().await],
                 "idle" => vec![idle::run().await],
                 "roll" => vec![roll::run().await],
                 other => panic!("no drill is called {other:?}; say all, or one of {}", ALL.join(", ")),
