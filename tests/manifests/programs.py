@@ -99,6 +99,7 @@ def prometheus_rules(objects):
 # Metrics that the source does not declare: those of the process, and what a later version of the service will report.
 OTHER_METRICS = {
     "process_cpu_seconds_total": [],
+    "process_open_fds": [],
     "process_resident_memory_bytes": [],
     "process_start_time_seconds": [],
     "cache_aside_breaker_state": ["backend"],
