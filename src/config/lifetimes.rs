@@ -35,7 +35,7 @@ pub struct Defaults {
     #[cfg_attr(feature = "config", schemars(with = "forms::Duration"))]
     pub stale_while_revalidate: Duration,
     /// How eagerly an entry that is read near the end of its TTL is refreshed: so many times two to three times what its last
-    /// load took, and 25 to 50 ms, before that end. 0: nothing is refreshed before its TTL ends. Default 1.
+    /// load took, and 50 to 100 ms, before that end. 0: nothing is refreshed before its TTL ends. Default 1.
     #[serde(deserialize_with = "units::number")]
     pub refresh_ahead: f64,
     /// How long the in-process tier may hold an entry; `0s`: not at all. More needs `invalidation.mode` outbox or wal.

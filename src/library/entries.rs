@@ -80,7 +80,7 @@ impl<K, V> EntriesBuilder<K, V> {
     }
 
     /// How eagerly a value that is read often is loaded again before its TTL ends, so that nobody waits for it: so many times
-    /// two to three times what its last load took, and 25 to 50 ms, before that end. 0: never. Default 1.
+    /// two to three times what its last load took, and 50 to 100 ms, before that end. 0: never. Default 1.
     pub fn refresh_ahead(mut self, beta: f64) -> Self {
         self.policy.refresh_ahead = if beta.is_finite() { beta.max(0.0) } else { 0.0 };
         self
