@@ -1,7 +1,9 @@
 //! The heart on paused time, with a store that does as it is told: the moments that no real database can be made to hit.
 
+mod down;
 mod late;
 mod lost;
+mod refresh;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -210,6 +212,16 @@ fn value(outcome: Result<Answer, ReadError>) -> String {
     String::from_utf8(outcome.expect("it is answered").entry.payload.to_vec()).expect("it is text")
 }
 
+/// Reads until its next load has begun, and says that nobody waited meanwhile.
+async fn refreshed(heart: &Heart) {
+    let before = heart.loads();
+    while heart.loads() == before {
+        let answer = heart.read(1).await.expect("it is answered");
+        assert_eq!((answer.status.forward, answer.status.source), (None, Source::Cache));
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_comes_during_a_load_shares_it_once_it_is_stored() {
     let heart = Heart::new(1 << 10);
@@ -294,77 +306,6 @@ async fn not_found_is_cached_for_its_own_time() {
     assert_eq!(value(heart.read(1).await), "0");
 }
 
-/// Reads until its next load has begun, and says that nobody waited meanwhile.
-async fn refreshed(heart: &Heart) {
-    let before = heart.loads();
-    while heart.loads() == before {
-        let answer = heart.read(1).await.expect("it is answered");
-        assert_eq!((answer.status.forward, answer.status.source), (None, Source::Cache));
-        sleep(Duration::from_millis(10)).await;
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_read_often_is_loaded_again_ahead_and_nobody_waits_for_it() {
-    let heart = Heart::new(1 << 10);
-    heart.read(1).await.expect("it is answered");
-    for loads in 2..5 {
-        // The TTL is 54 minutes at least; a load takes a second.
-        sleep(Duration::from_mins(53)).await;
-        heart.script.value.store(loads, Ordering::SeqCst);
-        let began = Instant::now();
-        refreshed(&heart).await;
-        assert!(began.elapsed() > Duration::from_secs(30), "not much earlier than a load takes");
-        // The load is under way; then everybody has what it brought.
-        while value(heart.read(1).await) != loads.to_string() {
-            sleep(Duration::from_millis(10)).await;
-        }
-        assert_eq!(heart.loads(), loads);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_dropped_while_it_is_refreshed_ahead_never_comes_back() {
-    let heart = Heart::new(1 << 10);
-    heart.read(1).await.expect("it is answered");
-    sleep(Duration::from_mins(53)).await;
-    refreshed(&heart).await;
-    heart.aside.drop_entry(&heart.target(1)).await.expect("it is dropped");
-    sleep(Duration::from_secs(2)).await;
-    assert_eq!(heart.aside.cache().read(heart.target(1).place()).await, Ok(Lookup::Absent));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refresh_that_fails_is_not_tried_at_once_and_the_entry_stays_a_hit() {
-    // There is time for three.
-    let heart = Heart::with(1 << 10, &Defaults { refresh_ahead: 3.0, ..Defaults::default() });
-    heart.read(1).await.expect("it is answered");
-    sleep(Duration::from_mins(53)).await;
-    heart.then(&[Turn::Down; 2]);
-    refreshed(&heart).await;
-    let failed = Instant::now() + Duration::from_secs(1);
-    refreshed(&heart).await;
-    assert!(Instant::now() > failed, "one at a time");
-    refreshed(&heart).await;
-    sleep(Duration::from_secs(2)).await;
-    assert_eq!(heart.read(1).await.expect("it is answered").status.source, Source::Cache);
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_is_refreshed_ahead_while_readers_wait_for_a_connection() {
-    let heart = Heart::with(1 << 10, &Defaults { refresh_ahead: 20.0, ..Defaults::default() });
-    let ttl = heart.read(1).await.expect("it is answered").entry.ttl_ms.unsigned_abs();
-    heart.script.pressed.store(true, Ordering::SeqCst);
-    sleep(Duration::from_millis(ttl - 30_000)).await;
-    for _ in 0..100 {
-        heart.read(1).await.expect("it is answered");
-        sleep(Duration::from_millis(100)).await;
-    }
-    assert_eq!(heart.loads(), 1);
-    heart.script.pressed.store(false, Ordering::SeqCst);
-    refreshed(&heart).await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn whoever_joins_a_load_without_a_look_still_finds_what_another_process_stored() {
     let heart = Heart::new(1 << 10);
@@ -401,168 +342,6 @@ async fn what_a_load_costs_is_its_own_time_and_not_the_queues() {
         let cost = read.await.expect("no panic").expect("it is answered").entry.cost_us;
         assert!((1_000_000..1_100_000).contains(&cost), "{cost}");
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refresh_that_failed_delays_nobody_past_the_ttl() {
-    // So eager that it is refreshed by the first hit near the end.
-    let heart = Heart::with(1 << 10, &Defaults { refresh_ahead: 10_000.0, ..Defaults::default() });
-    let ttl = heart.read(1).await.expect("it is answered").entry.ttl_ms.unsigned_abs();
-    sleep(Duration::from_millis(ttl - 1_050)).await;
-    heart.then(&[Turn::Down; 2]);
-    let ends = Instant::now() + Duration::from_millis(1_070);
-    refreshed(&heart).await;
-    tokio::time::sleep_until(ends).await;
-    let began = Instant::now();
-    assert_eq!(heart.read(1).await.expect("it is served").status.forward, Some(Forward::Stale));
-    assert!(began.elapsed() < Duration::from_millis(1_020), "it waited for its own load alone");
-}
-
-#[tokio::test(start_paused = true)]
-async fn not_found_is_never_served_past_its_ttl() {
-    let heart =
-        Heart::with(1 << 10, &Defaults { stale_while_revalidate: Duration::from_mins(1), ..Defaults::default() });
-    heart.then(&[Turn::Absent]);
-    let ttl = heart.read(1).await.expect("it is answered").entry.ttl_ms.unsigned_abs();
-    let ends = Instant::now() + Duration::from_millis(ttl + 30);
-    sleep(Duration::from_millis(ttl - 500)).await;
-    refreshed(&heart).await;
-    tokio::time::sleep_until(ends).await;
-    let after = heart.read(1).await.expect("it is answered");
-    assert!(!after.entry.negative, "the refresh brought what there is by now");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_reader_that_wants_no_load_begins_none() {
-    let heart = Heart::new(1 << 10);
-    heart.read(1).await.expect("it is answered");
-    sleep(Duration::from_mins(53)).await;
-    let cached = || Ask { only_if_cached: true, ..ask() };
-    while heart.aside.read(&heart.target(1), cached()).await.is_ok() {
-        heart.aside.read_many(&[heart.target(1)], cached()).await.ok();
-        sleep(Duration::from_millis(10)).await;
-        assert_eq!(heart.loads(), 1);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refresh_that_finds_nothing_that_can_be_kept_drops_what_there_was() {
-    let heart = Heart::with(1 << 10, &Defaults { negative_ttl: Duration::ZERO, ..Defaults::default() });
-    heart.read(1).await.expect("it is answered");
-    sleep(Duration::from_mins(53)).await;
-    heart.then(&[Turn::Absent]);
-    refreshed(&heart).await;
-    sleep(Duration::from_millis(1_100)).await;
-    assert_eq!(heart.aside.cache().read(heart.target(1).place()).await, Ok(Lookup::Absent));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_batch_is_refreshed_ahead_and_nothing_is_loaded_twice() {
-    let heart = Heart::with(1 << 10, &Defaults { ttl_jitter: 0.0, ..Defaults::default() });
-    let targets: Vec<Target> = (1..4).map(|id| heart.target(id)).collect();
-    heart.aside.read_many(&targets, ask()).await.expect("it is answered");
-    heart.script.value.store(1, Ordering::SeqCst);
-    sleep(Duration::from_mins(59)).await;
-    // Each has a lot of its own: they may be refreshed one by one, but none is loaded twice.
-    let old = |answers: &[Answer]| answers.iter().filter(|answer| answer.entry.payload == "0").count();
-    loop {
-        let answers = heart.aside.read_many(&targets, ask()).await.expect("it is answered");
-        assert!(answers.iter().all(|answer| answer.status.forward.is_none()), "nobody waits");
-        if old(&answers) == 0 {
-            break;
-        }
-        sleep(Duration::from_millis(10)).await;
-    }
-    assert!((2..=4).contains(&heart.loads()), "{}", heart.loads());
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_past_its_ttl_is_served_while_the_store_is_down_and_never_once_it_was_invalidated() {
-    let heart = Heart::new(1 << 10);
-    heart.read(1).await.expect("it is answered");
-    // The TTL is an hour, stale_if_error ten minutes.
-    sleep(Duration::from_secs(3601)).await;
-    heart.then(&[Turn::Down; 8]);
-    let stale = heart.read(1).await.expect("it is served");
-    assert_eq!((stale.status.forward, stale.status.source), (Some(Forward::Stale), Source::Cache));
-    // A reader who comes after an invalidation, while a load that knows the stale entry is under way.
-    let before = heart.begin(1).await;
-    heart.aside.drop_entry(&heart.target(1)).await.expect("it is dropped");
-    let after = heart.begin(1).await;
-    for reader in [before, after] {
-        assert!(
-            matches!(reader.await.expect("no panic"), Err(ReadError::Store(_))),
-            "what was dropped never comes back"
-        );
-    }
-    let lookup = heart.aside.cache().read(heart.target(1).place()).await;
-    assert_eq!(lookup, Ok(Lookup::Absent));
-    heart.then(&[]);
-    heart.read(1).await.expect("it is answered");
-    sleep(Duration::from_secs(3600 + 601)).await;
-    heart.then(&[Turn::Down; 3]);
-    assert!(heart.read(1).await.is_err(), "not for longer than stale_if_error");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_store_that_is_out_of_reach_for_a_moment_is_asked_again() {
-    let heart = Heart::new(1 << 10);
-    heart.then(&[Turn::Down, Turn::Down]);
-    assert_eq!(value(heart.read(1).await), "0");
-    assert_eq!(heart.loads(), 3);
-    heart.then(&[Turn::Down; 3]);
-    assert!(heart.read(2).await.is_err(), "but not for ever");
-    assert_eq!(heart.loads(), 6);
-    heart.then(&[Turn::Down; 100]);
-    for id in 100..130 {
-        assert!(heart.read(id).await.is_err());
-    }
-    assert!(heart.loads() <= 6 + 30 + 10, "{} loads for 30 reads: retries have a budget", heart.loads());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_store_that_has_run_out_of_something_is_not_asked_again_at_once() {
-    let heart = Heart::new(1 << 10);
-    heart.then(&[Turn::Exhausted]);
-    assert!(matches!(heart.read(1).await, Err(ReadError::Store(StoreError::Exhausted(_)))));
-    assert_eq!(heart.loads(), 1);
-    assert_eq!(value(heart.read(1).await), "0");
-    sleep(Duration::from_secs(3601)).await;
-    heart.then(&[Turn::Exhausted]);
-    let stale = heart.read(1).await.expect("it is served");
-    assert_eq!((stale.status.forward, stale.status.source), (Some(Forward::Stale), Source::Cache));
-    assert_eq!(heart.loads(), 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn where_there_is_something_stale_nobody_waits_for_a_second_try() {
-    let heart = Heart::new(1 << 10);
-    heart.read(1).await.expect("it is answered");
-    sleep(Duration::from_secs(3601)).await;
-    heart.then(&[Turn::Down; 3]);
-    heart.read(1).await.expect("it is served");
-    assert_eq!(heart.loads(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_store_that_is_known_not_to_answer_is_not_asked() {
-    let heart = Heart::new(1 << 10);
-    heart.read(1).await.expect("it is answered");
-    sleep(Duration::from_secs(3601)).await;
-    let away = Err(StoreError::TimedOut);
-    heart.aside.guard().asked(&away);
-    heart.aside.guard().asked(&away);
-    let began = Instant::now();
-    let stale = heart.read(1).await.expect("it is served");
-    assert_eq!((stale.status.forward, stale.status.source), (Some(Forward::Stale), Source::Cache));
-    assert!(matches!(heart.read(2).await, Err(ReadError::Store(StoreError::Unavailable(_)))));
-    let What::Row(key) = heart.target(1).what().clone() else { panic!("it is a row") };
-    let write = Write::Delete { key, precondition: None };
-    let refused = heart.aside.write(&heart.resource, write).await;
-    assert!(matches!(refused, Err(WriteError::Store(StoreError::Unavailable(_)))), "{refused:?}");
-    assert_eq!((heart.loads(), began.elapsed()), (1, Duration::ZERO), "nobody waited for it");
-    heart.aside.guard().asked(&Ok(()));
-    assert_eq!(value(heart.read(2).await), "0");
 }
 
 #[tokio::test(start_paused = true)]

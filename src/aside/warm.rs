@@ -179,13 +179,13 @@ impl<C: Cache + Clone + 'static, S: Store + 'static> Aside<C, S> {
             let page = walk.page().await?;
             Ok::<_, StoreError>((!page.is_empty()).then_some((page, walk)))
         });
-        pages.map_ok(|page| batches(page).map(Ok)).try_flatten()
+        pages.map_ok(|page| batches(stream::iter(page)).map(Ok)).try_flatten()
     }
 }
 
 /// Cuts targets into batches, which are made when their turn has come.
-pub fn batches<I: IntoIterator<Item = Target>>(targets: I) -> impl Stream<Item = Vec<Target>> + use<I> {
-    stream::iter(targets).chunks(BATCH)
+pub fn batches(targets: impl Stream<Item = Target>) -> impl Stream<Item = Vec<Target>> {
+    targets.chunks(BATCH)
 }
 
 /// A walk through all keys.

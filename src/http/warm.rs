@@ -2,6 +2,8 @@
 //! about once a second, and a last one that says how it ended.
 
 use std::collections::HashSet;
+use std::future::ready;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -111,7 +113,7 @@ pub(super) async fn handle(
         (None, None, Some(true)) => {
             let hot = hot(front, &resource);
             let count = hot.len() as u64;
-            rows = batches(hot).map(Ok).boxed();
+            rows = batches(stream::iter(hot)).map(Ok).boxed();
             Some(count)
         }
         _ => {
@@ -167,33 +169,42 @@ impl Named {
         Some((key.get(), begin + values.byte_offset()))
     }
 
+    /// What each key names, in their order.
+    fn walk(self, resource: &Arc<Resource>) -> impl Stream<Item = Result<Target, KeyError>> + Send + use<> {
+        let resource = Arc::clone(resource);
+        stream::unfold((self, Self::FIRST, 0_u64), move |(named, at, seen)| {
+            let found = named.next(at).map(|(key, end)| (one(&resource, key), end));
+            async move {
+                let (target, end) = found?;
+                let seen = seen + 1;
+                if seen.is_multiple_of(TURN) {
+                    tokio::task::yield_now().await;
+                }
+                Some((target, (named, end, seen)))
+            }
+        })
+    }
+
     /// How many there are, if each is one that a row may have, or at least looks like one.
     async fn check(&self, resource: &Arc<Resource>) -> Result<u64, Problem> {
-        let (mut count, mut at) = (0_u64, Self::FIRST);
-        while let Some((key, end)) = self.next(at) {
-            if let Err(KeyError::Malformed(words)) = one(resource, key) {
+        let (mut count, mut keys) = (0_u64, pin!(self.clone().walk(resource)));
+        while let Some(key) = keys.next().await {
+            if let Err(KeyError::Malformed(words)) = key {
                 return Err(Problem::bad_request(format!("keys[{count}]: {words}")));
             }
-            (count, at) = (count + 1, end);
-            if count.is_multiple_of(TURN) {
-                tokio::task::yield_now().await;
-            }
+            count += 1;
         }
         Ok(count)
     }
 
     /// The rows of these keys. One that no row can have is absent.
-    fn targets(self, resource: &Arc<Resource>, tally: &Arc<Tally>) -> impl Iterator<Item = Target> + Send + use<> {
-        let (resource, tally, mut at) = (Arc::clone(resource), Arc::clone(tally), Self::FIRST);
-        std::iter::from_fn(move || {
-            loop {
-                let (key, end) = self.next(at)?;
-                at = end;
-                match one(&resource, key) {
-                    Ok(target) => return Some(target),
-                    Err(_) => tally.absent(),
-                }
+    fn targets(self, resource: &Arc<Resource>, tally: &Arc<Tally>) -> impl Stream<Item = Target> + Send + use<> {
+        let tally = Arc::clone(tally);
+        self.walk(resource).filter_map(move |key| {
+            if key.is_err() {
+                tally.absent();
             }
+            ready(key.ok())
         })
     }
 }
@@ -302,13 +313,25 @@ fn gave_up(error: &StoreError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::sync::Arc;
+
+    use futures_util::{FutureExt, StreamExt};
     use proptest::prelude::*;
     use serde_json::value::RawValue;
 
-    use super::Named;
+    use super::{Named, TURN};
+    use crate::aside::{Counts, Tally, batches};
+    use crate::catalog::{Policy, Resource};
+    use crate::config::Defaults;
+
+    fn named(list: &str) -> Named {
+        Named::new(RawValue::from_string(list.to_owned()).unwrap()).unwrap()
+    }
 
     fn walked(list: &str) -> Vec<String> {
-        let named = Named::new(RawValue::from_string(list.to_owned()).unwrap()).unwrap();
+        let named = named(list);
         let (mut all, mut at) = (Vec::new(), Named::FIRST);
         while let Some((key, end)) = named.next(at) {
             all.push(key.to_owned());
@@ -327,6 +350,22 @@ mod tests {
         );
         assert_eq!(walked(r#"["],[",",","\"","\u005d"]"#), [r#""],[""#, r#"",""#, r#""\"""#, r#""\u005d""#]);
         assert!(Named::new(RawValue::from_string("7".to_owned()).unwrap()).is_err());
+    }
+
+    #[tokio::test]
+    async fn others_get_a_turn_while_keys_that_no_row_has_are_walked_through() {
+        // Without columns: no key fits.
+        let resource = Arc::new(Resource::loaded("item", Policy::new(&Defaults::default()), "", 1));
+        let (keys, tally) = (10 * TURN, Arc::new(Tally::default()));
+        let list = format!("[{}7]", "7,".repeat(usize::try_from(keys).unwrap()));
+        let mut walk = pin!(batches(named(&list).targets(&resource, &tally)).count());
+        let mut turns = 0;
+        let found = poll_fn(|context| {
+            turns += 1;
+            walk.poll_unpin(context)
+        });
+        assert_eq!((found.await, tally.counts()), (0, Counts { absent: keys + 1, ..Counts::default() }));
+        assert!(turns > 10, "{turns}");
     }
 
     proptest! {

@@ -19,6 +19,8 @@ mod feed;
 mod keys;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod probe;
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+mod spelling;
 mod waiters;
 mod write;
 

@@ -7,163 +7,27 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use super::ratio::{Counts, SAMPLE, Window};
-use crate::cache::Filled;
+use super::resource::ResourceMetrics;
 use crate::shield::State;
 
 /// 100 µs to 10 s, in steps of 1, 2.5, 5.
 const BUCKETS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Which memory answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tier {
-    /// In this process.
-    Local,
-    /// The cache.
-    Shared,
-    /// The database.
-    Database,
-}
-
-/// How a read of one entry ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Fresh, from a cache.
-    Hit,
-    /// Past its TTL, from a cache.
-    Stale,
-    /// From the database.
-    Miss,
-    /// "Not found", from a cache.
-    Negative,
-    /// From the database, because the client insisted.
-    Refresh,
-    /// From the database, past a cache that can't be used.
-    Bypass,
-    /// Not answered.
-    Error,
-    /// Fresh, from the tier in this process.
-    LocalHit,
-    /// "Not found", from the tier in this process.
-    LocalNegative,
-}
-
-const OUTCOMES: [(Outcome, &str); 9] = [
-    (Outcome::Hit, "hit"),
-    (Outcome::Stale, "stale"),
-    (Outcome::Miss, "miss"),
-    (Outcome::Negative, "negative"),
-    (Outcome::Refresh, "refresh"),
-    (Outcome::Bypass, "bypass"),
-    (Outcome::Error, "error"),
-    (Outcome::LocalHit, "hit"),
-    (Outcome::LocalNegative, "negative"),
-];
-
-impl Outcome {
-    fn tier(self) -> Tier {
-        match self {
-            Self::LocalHit | Self::LocalNegative => Tier::Local,
-            Self::Hit | Self::Stale | Self::Negative => Tier::Shared,
-            Self::Miss | Self::Refresh | Self::Bypass | Self::Error => Tier::Database,
-        }
-    }
-}
-
-/// Counters of one resource, found once and then only incremented.
-#[derive(Debug)]
-pub struct ResourceMetrics {
-    requests: [IntCounter; 9],
-    durations: [Histogram; 9],
-    fills: [IntCounter; 5],
-    /// Requests that were answered by another's load.
-    pub coalesced: IntCounter,
-    refreshes: [IntCounter; 2],
-    invalidations: [IntCounter; 3],
-    window: Mutex<Window>,
-}
-
-impl ResourceMetrics {
-    /// Counts one read that began at `started`.
-    pub fn read(&self, outcome: Outcome, started: Instant) {
-        self.reads(outcome, 1);
-        self.durations[outcome as usize].observe(started.elapsed().as_secs_f64());
-    }
-
-    /// Counts reads of a batch, whose duration is counted once by [`Self::read`]'s histogram.
-    pub fn reads(&self, outcome: Outcome, count: u64) {
-        self.requests[outcome as usize].inc_by(count);
-    }
-
-    /// Observes the duration of a batch.
-    pub fn batch(&self, outcome: Outcome, started: Instant) {
-        self.durations[outcome as usize].observe(started.elapsed().as_secs_f64());
-    }
-
-    /// Counts what became of a fill.
-    pub fn fill(&self, filled: Filled) {
-        let index = match filled {
-            Filled::Stored => 0,
-            Filled::Fenced => 1,
-            Filled::Gone => 2,
-            Filled::TooBig => 3,
-        };
-        self.fills[index].inc();
-    }
-
-    /// Counts an entry that was too large to be cached.
-    pub fn too_big(&self) {
-        self.fills[3].inc();
-    }
-
-    /// Counts a fill that the cache did not answer.
-    pub fn fill_failed(&self) {
-        self.fills[4].inc();
-    }
-
-    /// Counts entries that are loaded again while they are fresh.
-    pub fn refreshed_ahead(&self, entries: u64) {
-        self.refreshes[0].inc_by(entries);
-    }
-
-    /// Counts an entry that is loaded again while what is stale is served.
-    pub fn revalidated(&self) {
-        self.refreshes[1].inc();
-    }
-
-    /// Counts entries that a write of ours invalidated.
-    pub fn invalidated_by_write(&self, entries: u64) {
-        self.invalidations[0].inc_by(entries);
-    }
-
-    /// Counts an invalidation that somebody asked for.
-    pub fn invalidated_by_admin(&self) {
-        self.invalidations[1].inc();
-    }
-
-    fn counts(&self) -> Counts {
-        let sum = |outcomes: &[Outcome]| outcomes.iter().map(|outcome| self.requests[*outcome as usize].get()).sum();
-        Counts {
-            hits: sum(&[Outcome::Hit, Outcome::Stale, Outcome::Negative, Outcome::LocalHit, Outcome::LocalNegative]),
-            misses: sum(&[Outcome::Miss, Outcome::Refresh, Outcome::Bypass]),
-        }
-    }
-}
-
 /// All metrics of a service.
 pub struct Metrics {
     registry: Registry,
-    requests: IntCounterVec,
-    durations: HistogramVec,
-    fills: IntCounterVec,
-    coalesced: IntCounterVec,
-    refreshes: IntCounterVec,
-    invalidations: IntCounterVec,
+    pub(super) requests: IntCounterVec,
+    pub(super) durations: HistogramVec,
+    pub(super) fills: IntCounterVec,
+    pub(super) coalesced: IntCounterVec,
+    pub(super) refreshes: IntCounterVec,
+    pub(super) invalidations: IntCounterVec,
     invalidation_lag: Histogram,
     outbox_rows: IntGauge,
     slot_lag: IntGauge,
@@ -458,21 +322,7 @@ impl Metrics {
         if let Some(known) = self.resources.load().get(name) {
             return Arc::clone(known);
         }
-        let tier = |outcome: Outcome| match outcome.tier() {
-            Tier::Local => "local",
-            Tier::Shared => "shared",
-            Tier::Database => "database",
-        };
-        let made = Arc::new(ResourceMetrics {
-            requests: OUTCOMES.map(|(outcome, label)| self.requests.with_label_values(&[name, tier(outcome), label])),
-            durations: OUTCOMES.map(|(_, label)| self.durations.with_label_values(&[name, label])),
-            fills: ["stored", "fenced", "gone", "too_big", "error"]
-                .map(|outcome| self.fills.with_label_values(&[name, outcome])),
-            coalesced: self.coalesced.with_label_values(&[name]),
-            refreshes: ["ahead", "stale"].map(|kind| self.refreshes.with_label_values(&[name, kind])),
-            invalidations: ["write", "admin", "round"].map(|path| self.invalidations.with_label_values(&[name, path])),
-            window: Mutex::default(),
-        });
+        let made = Arc::new(ResourceMetrics::new(name, self));
         self.resources.rcu(|resources| {
             let mut resources = HashMap::clone(resources);
             // Two threads may come here at once; both use the same counters in the end.
@@ -567,7 +417,7 @@ impl Metrics {
 
     /// Counts entries that a round invalidated.
     pub fn invalidated_by_round(&self, resource: &str, entries: u64) {
-        self.resource(resource).invalidations[2].inc_by(entries);
+        self.resource(resource).invalidated_by_round(entries);
     }
 
     /// Observes how long a change took to be delivered, in seconds.

@@ -4,9 +4,11 @@
 mod log;
 mod metrics;
 mod ratio;
+mod resource;
 mod throttle;
 
 #[cfg(feature = "server")]
 pub use log::init as init_log;
-pub use metrics::{Metrics, Outcome, ResourceMetrics, Tier};
+pub use metrics::Metrics;
+pub use resource::{Outcome, ResourceMetrics};
 pub use throttle::Throttle;

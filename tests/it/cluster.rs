@@ -7,7 +7,7 @@ use cache_aside::cache::redis::cluster::ClusterCache;
 
 use crate::app::{App, PATIENCE, World};
 use crate::cache_suite::{config, contract, trusted};
-use crate::invalidation::{every_kind, seen, tier_in_process, warm};
+use crate::invalidation::{every_kind, seen, warm};
 use crate::nodes::Nodes;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,7 +34,7 @@ async fn world(nodes: &Nodes, schema: &str) -> World {
 async fn changes_by_others_reach_every_node_of_a_cluster() {
     let nodes = Nodes::start().await;
     every_kind(world(&nodes, crate::invalidation::SCHEMA).await).await;
-    tier_in_process(world(&nodes, crate::invalidation::SCHEMA).await).await;
+    crate::tier::tier_in_process(world(&nodes, crate::invalidation::SCHEMA).await).await;
     crate::queries::depends(world(&nodes, crate::invalidation::SCHEMA).await).await;
 }
 

@@ -6,7 +6,7 @@ use crate::app::{App, World, command};
 use crate::invalidation::{self, SCHEMA, with_cascades};
 use crate::servers::{Kind, Redis};
 use crate::tls::{certificates, openssl};
-use crate::{cache_suite, valkey};
+use crate::{cache_suite, tier, valkey};
 
 const PASSWORD: &str = "pass-that-nobody-sees";
 
@@ -53,7 +53,7 @@ async fn behind_tls(kind: Kind) {
         |world: World| World { redis_url: url.clone(), prefix: "shop:".to_owned(), cache_more: more.clone(), ..world };
     invalidation::every_kind(world(World::new(SCHEMA).await)).await;
     invalidation::cascades(world(World::new(&with_cascades()).await)).await;
-    invalidation::tier_in_process(world(World::new(SCHEMA).await)).await;
+    tier::tier_in_process(world(World::new(SCHEMA).await)).await;
     valkey::holds(world(World::new(SCHEMA).await)).await;
     let world = world(World::new(SCHEMA).await);
     let app = world.app(invalidation::RESOURCES).await;

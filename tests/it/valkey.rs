@@ -4,7 +4,7 @@
 use crate::app::{World, command};
 use crate::invalidation::{self, SCHEMA, seen, warm};
 use crate::servers::{Kind, Redis};
-use crate::{cache_suite, outages};
+use crate::{cache_suite, outages, tier};
 
 async fn valkey() -> Redis {
     Redis::start_as(Kind::Valkey, &[]).await
@@ -56,7 +56,7 @@ async fn what_a_write_changes_is_new_at_once_through_valkey() {
 #[tokio::test]
 async fn the_tier_in_process_learns_of_every_change_from_valkey() {
     let valkey = valkey().await;
-    invalidation::tier_in_process(World::new(SCHEMA).await.on(&valkey)).await;
+    tier::tier_in_process(World::new(SCHEMA).await.on(&valkey)).await;
 }
 
 #[tokio::test]

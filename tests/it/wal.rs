@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::app::{App, World, command};
 use crate::invalidation::{self as stories, RESOURCES, SCHEMA, seen, warm};
 use crate::servers::{Postgres, Redis};
+use crate::{capture, tier};
 
 /// With this, the log tells all of a row's past.
 const FULL: &str = "ALTER TABLE item REPLICA IDENTITY FULL;";
@@ -31,7 +32,7 @@ async fn a_very_large_statement_drops_the_whole_resource() {
 
 #[tokio::test]
 async fn partitions_are_captured_under_the_name_of_the_whole() {
-    stories::partitions(World::decoding(stories::PARTITIONED).await).await;
+    capture::partitions(World::decoding(capture::PARTITIONED).await).await;
 }
 
 #[tokio::test]
@@ -46,7 +47,7 @@ async fn deployments_share_a_slot() {
 
 #[tokio::test]
 async fn the_tier_in_process_learns_of_every_change() {
-    stories::tier_in_process(World::decoding(&format!("{SCHEMA}{FULL}")).await).await;
+    tier::tier_in_process(World::decoding(&format!("{SCHEMA}{FULL}")).await).await;
 }
 
 #[tokio::test]

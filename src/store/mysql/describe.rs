@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mysql_async::{Row, Value};
 
-use super::value::labels;
+use super::form::labels;
 use super::{MysqlStore, sql};
 use crate::catalog::{Column, Kind, Table, TableName};
 use crate::store::StoreError;

@@ -1,5 +1,6 @@
 //! MySQL and MariaDB: prepared statements in the binary protocol, rows written as JSON here.
 //!
+//! - `bind` turns texts and bodies into values, `temporal` those that are dates and times
 //! - `capture` installs and checks the triggers that tell of changes, `feed` reads them, `point` says how far
 //! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
 //! - `describe` asks the information schema what a table is
@@ -7,18 +8,21 @@
 //! - `query` runs statements that people wrote
 //! - `refusal` says what an error of the server means
 //! - `sql` writes the statements of a resource
-//! - `value` turns values into JSON, and texts into values
+//! - `value` turns values into JSON, each in the `form` of its column
 //! - `write` runs the transaction of one write
 
+mod bind;
 mod capture;
 mod connect;
 mod describe;
 mod feed;
+mod form;
 mod point;
 mod pool;
 mod query;
 mod refusal;
 mod sql;
+mod temporal;
 mod value;
 mod write;
 
@@ -206,7 +210,7 @@ impl Load for MysqlStore {
         waiters: &Waiters,
     ) -> Result<Rows, StoreError> {
         let list = &resource.lists[index];
-        let bound = value::bind(&resource.table.columns[list.column], value)?;
+        let bound = bind::compared(&resource.table.columns[list.column], value)?;
         let (found, origin) = self.fetch_for(waiters, &resource.statements.lists[index], vec![bound]).await?;
         let mut json = vec![b'['];
         for (position, row) in found.iter().take(list.limit).enumerate() {

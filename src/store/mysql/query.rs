@@ -7,10 +7,11 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, Params, Value};
 
 use super::MysqlStore;
+use super::form::Form;
 use super::refusal::{Failure, of_statement};
-use super::value::{self, Form};
+use super::value;
 use crate::catalog::{Param, Problem, Resource};
-use crate::store::{RESULT_BYTES, RESULT_ROWS, Rows, StoreError, Waiters};
+use crate::store::{RESULT_BYTES, RESULT_ROWS, Rows, StoreError, Waiters, spelling};
 
 /// A statement as the server takes it.
 #[derive(Debug, PartialEq, Eq)]
@@ -254,7 +255,7 @@ async fn rows(mut result: mysql_async::QueryResult<'_, '_, mysql_async::BinaryPr
             if index > 0 {
                 json.push(b',');
             }
-            value::string(&mut json, name);
+            spelling::string(&mut json, name);
             json.push(b':');
             value::write(&mut json, row.as_ref(index).unwrap_or(&Value::NULL), *form);
         }

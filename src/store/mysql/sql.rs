@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use mysql_async::{Row, Value};
 
-use super::value::{self, Form};
+use super::form::{self, Form};
+use super::{bind, value};
 use crate::catalog::{Column, Key, Resource, Statements, Table};
-use crate::store::{self, StoreError};
+use crate::store::{self, StoreError, spelling};
 
 /// Quotes an identifier.
 pub(super) fn quote(name: &str) -> String {
@@ -43,7 +44,7 @@ pub(super) fn selected(resource: &Resource) -> String {
 fn mark(column: &Column) -> String {
     if Form::of(column) == Form::Decimal {
         // A text would be compared as a double.
-        let (precision, scale) = value::scale(column);
+        let (precision, scale) = form::scale(column);
         return format!("CAST(? AS DECIMAL({precision}, {scale}))");
     }
     "?".into()
@@ -56,7 +57,7 @@ pub(super) fn by_key(resource: &Resource) -> String {
 }
 
 pub(super) fn bound(resource: &Resource, key: &Key) -> Result<Vec<Value>, StoreError> {
-    resource.key_columns().zip(key.parts()).map(|(column, part)| value::bind(column, part)).collect()
+    resource.key_columns().zip(key.parts()).map(|(column, part)| bind::compared(column, part)).collect()
 }
 
 /// All statements that read a resource; that of many rows is written when their number is known.
@@ -158,7 +159,7 @@ pub(super) fn found(resource: &Resource, row: &Row) -> Found {
         let (value, form) = (row.as_ref(index).unwrap_or(&Value::NULL), Form::of(column));
         if index < shown {
             json.push(if index == 0 { b'{' } else { b',' });
-            value::string(&mut json, &column.name);
+            spelling::string(&mut json, &column.name);
             json.push(b':');
             value::write(&mut json, value, form);
         } else if index < shown + keys {

@@ -11,10 +11,11 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, Params, Row, ServerError, Value};
 use serde_json::value::RawValue;
 
+use super::form::Form;
 use super::pool::Checked;
 use super::refusal::{Failure, meaning};
-use super::value::{self, Form};
 use super::{MysqlStore, feed, sql};
+use super::{bind, value};
 use crate::catalog::{Capture, Column, Image, Key, Resource};
 use crate::store::{
     Body, Change, LastWord, Precondition, StoreError, Waiters, Write, WriteError, Written, merge_patch,
@@ -289,7 +290,7 @@ fn violation(column: &Column, detail: String) -> WriteError {
 }
 
 fn parse(column: &Column, raw: &RawValue) -> Result<Value, WriteError> {
-    value::parse(column, raw).map_err(|detail| violation(column, detail))
+    bind::stored(column, raw).map_err(|detail| violation(column, detail))
 }
 
 /// The row as it is now.

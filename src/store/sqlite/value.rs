@@ -1,11 +1,10 @@
 //! SQLite's values as the JSON that PostgreSQL would write, and back.
 
-use std::fmt::Write as _;
-
 use rusqlite::types::{Value, ValueRef};
 use serde_json::value::RawValue;
 
 use crate::catalog::{Column, Kind};
+use crate::store::spelling::{bytes, double, hexadecimal, string};
 
 /// Appends `"name":`.
 pub(super) fn name(out: &mut Vec<u8>, name: &str) {
@@ -21,8 +20,8 @@ pub(super) fn write(out: &mut Vec<u8>, value: ValueRef<'_>, column: &Column) {
             out.extend_from_slice(if number == 1 { b"true" } else { b"false" });
         }
         ValueRef::Integer(number) => out.extend_from_slice(number.to_string().as_bytes()),
-        ValueRef::Real(number) if number.is_finite() => out.extend_from_slice(real(number).as_bytes()),
-        ValueRef::Real(number) => string(out, &real(number)),
+        ValueRef::Real(number) if number.is_finite() => out.extend_from_slice(double(number).as_bytes()),
+        ValueRef::Real(number) => string(out, &double(number)),
         ValueRef::Text(text) => {
             let text = String::from_utf8_lossy(text);
             // What is declared JSON is shown as JSON, if it is; anything else would break the row.
@@ -44,7 +43,7 @@ pub(super) fn text(value: ValueRef<'_>, column: &Column) -> Option<String> {
             (number == 1).to_string()
         }
         ValueRef::Integer(number) => number.to_string(),
-        ValueRef::Real(number) => real(number),
+        ValueRef::Real(number) => double(number),
         ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
         ValueRef::Blob(bytes) => hexadecimal(bytes),
     })
@@ -106,24 +105,6 @@ pub(super) fn parse(column: &Column, raw: &RawValue) -> Result<Value, String> {
     }
 }
 
-/// As PostgreSQL writes a double: the shortest digits that read back as the same number.
-fn real(number: f64) -> String {
-    if number.is_nan() {
-        return "NaN".into();
-    }
-    if number.is_infinite() {
-        return if number > 0.0 { "Infinity" } else { "-Infinity" }.into();
-    }
-    let scientific = format!("{number:e}");
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-4..15).contains(&exponent) {
-        return number.to_string();
-    }
-    let sign = if exponent < 0 { '-' } else { '+' };
-    format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs())
-}
-
 /// `2024-05-01 10:00:00` in a column of timestamps is ISO 8601 but for its T.
 fn timestamp<'a>(text: &'a str, column: &Column) -> std::borrow::Cow<'a, str> {
     let declared = column.type_name.to_ascii_uppercase();
@@ -136,50 +117,4 @@ fn timestamp<'a>(text: &'a str, column: &Column) -> std::borrow::Cow<'a, str> {
             .enumerate()
             .all(|(at, byte)| if matches!(at, 4 | 7) { *byte == b'-' } else { byte.is_ascii_digit() });
     if is_one { text.replacen(' ', "T", 1).into() } else { text.into() }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 + 2 * bytes.len());
-    text.push_str("\\x");
-    for byte in bytes {
-        // Writing to a String can't fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
-}
-
-fn bytes(text: &str) -> Option<Vec<u8>> {
-    let digits = text.strip_prefix("\\x")?;
-    if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
-        return None;
-    }
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok()).collect()
-}
-
-fn string(out: &mut Vec<u8>, text: &str) {
-    // A string always has a JSON form.
-    out.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::real;
-
-    #[test]
-    fn reals_are_written_as_postgresql_writes_them() {
-        for (number, expected) in [
-            (1.0, "1"),
-            (0.1, "0.1"),
-            (-2.5, "-2.5"),
-            (1e15, "1e+15"),
-            (123_456_789_012_345.0, "123456789012345"),
-            (1e-5, "1e-05"),
-            (0.0001, "0.0001"),
-            (1.5e300, "1.5e+300"),
-            (f64::NAN, "NaN"),
-            (f64::NEG_INFINITY, "-Infinity"),
-        ] {
-            assert_eq!(real(number), expected);
-        }
-    }
 }

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::super::form::Form;
 use super::super::sql::{literal, quote};
-use super::super::value::Form;
 use crate::catalog::{Column, Kind};
 
 /// What the scripts install; a service refuses to rely on an older one.
