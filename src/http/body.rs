@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use actix_web::http::header::CONTENT_TYPE;
+use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::{HttpRequest, web};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -83,7 +83,13 @@ async fn bytes(
     if !(is("application/json") || merge && is("application/merge-patch+json")) {
         return Err(Problem::media_type("application/json"));
     }
-    let read = timeout_at(deadline, read(payload, front.settings.max_body, &front.bodies));
+    // A client that says how much it will send need not send it first.
+    let max = front.settings.max_body;
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > max) {
+        return Err(Problem::too_large(max));
+    }
+    let read = timeout_at(deadline, read(payload, max, &front.bodies));
     let (bytes, room) = read.await.map_err(|_| Problem::slow_body())??;
     Ok((bytes, Room { _room: room }))
 }

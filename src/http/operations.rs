@@ -16,21 +16,30 @@ pub(super) async fn livez(request: HttpRequest, front: web::Data<Front>) -> Http
 }
 
 /// The database answers and everything declared can be served. The cache has no say: without it the service is slower.
+///
+/// `exclude=database` is for whoever sends requests here (the parameter is that of Kubernetes' own `/readyz`): what was ready
+/// once serves hits, and what is stale, also while the database is away.
 pub(super) async fn readyz(request: HttpRequest, front: web::Data<Front>) -> HttpResponse {
     let work = async {
         read_only(&request)?;
-        let verbose = request
-            .uri()
-            .query()
-            .is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
-        let (ready, report) = report(&front);
+        let (mut verbose, mut without_database) = (false, false);
+        for part in request.uri().query().unwrap_or_default().split('&') {
+            match part.split_once('=').unwrap_or((part, "")) {
+                ("verbose", _) => verbose = true,
+                ("exclude", "database") => without_database = true,
+                ("exclude", _) => return Err(Problem::bad_request("nothing but exclude=database can be excluded")),
+                _ => {}
+            }
+        }
+        let (ready, report) = report(&front, !without_database);
         let summary = if ready { "ready\n" } else { "not ready\n" };
         Ok(text(ready, if verbose { report + summary } else { summary.into() }))
     };
     front.answer(&request, "/readyz", work).await
 }
 
-fn report(front: &Front) -> (bool, String) {
+/// `database`: whether it has a say.
+fn report(front: &Front, database: bool) -> (bool, String) {
     let mut ready = true;
     let mut report = String::new();
     // Writing to a String can't fail.
@@ -52,7 +61,7 @@ fn report(front: &Front) -> (bool, String) {
     }
     match front.health.database.load().as_ref() {
         Ok(()) => line(true, true, format_args!("database: answers")),
-        Err(error) => line(false, true, format_args!("database: {error}")),
+        Err(error) => line(false, database, format_args!("database: {error}")),
     }
     let cache = front.aside.cache();
     let (engine, memories) = (cache.engine(), cache.memories());

@@ -179,6 +179,9 @@ async fn a_database_that_dies_leaves_hits_and_refuses_misses_at_once() {
     app.get("/api/item?id=1,51").await.expect(503);
     app.patch("/api/item/1", r#"{"v":1}"#).await.expect(503);
     app.until("unready", async |app| app.get("/readyz").await.status == 503).await;
+    // What can still be answered is still to be asked for here.
+    assert!(app.get("/readyz?exclude=database&verbose").await.expect(200).text.contains("[!] database"));
+    app.get("/readyz?exclude=cache").await.expect(400);
     app.get("/livez").await.expect(200);
     postgres.start_again().await;
     app.until("ready", async |app| app.get("/readyz").await.status == 200).await;
@@ -215,6 +218,7 @@ async fn a_service_that_starts_before_its_database_keeps_trying() {
     let app = App::launch(&config(&database.url, &redis.url())).await;
     app.get("/livez").await.expect(200);
     app.get("/readyz").await.expect(503);
+    app.get("/readyz?exclude=database").await.expect(503);
     app.get("/api/item/1").await.expect(503);
     postgres.start_again().await;
     app.until("ready", async |app| app.get("/readyz").await.status == 200).await;

@@ -249,6 +249,20 @@ async fn a_head_without_end_is_refused() {
     app.get("/api/item/1").await.expect(200);
 }
 
+#[tokio::test]
+async fn a_body_that_is_announced_too_large_is_refused_before_it_comes() {
+    let world = World::new(GATED).await;
+    let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 2s }\n";
+    let app = App::start(&(world.config("resources: { item: { write: [update] } }\n") + server)).await;
+    let mut stream = TcpStream::connect(address(&app)).await.expect("it listens");
+    let head =
+        "PATCH /api/item/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10000000\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.expect("it is open");
+    let mut status = [0; 12];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut status)).await.expect("in time").expect("it answers");
+    assert_eq!(String::from_utf8_lossy(&status), "HTTP/1.1 413");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_that_are_read_at_once_have_a_bound_together() {
     let world = World::new(GATED).await;
