@@ -579,9 +579,7 @@ async fn without_capture_nothing_is_cached_and_it_is_noticed_when_it_comes_and_g
 
 #[tokio::test]
 async fn a_table_that_took_the_name_of_a_captured_one_is_not_taken_for_captured() {
-    let server = Mariadb::start().await;
-    let world =
-        World::on(&server, "CREATE TABLE item (id INT PRIMARY KEY, v INT); INSERT INTO item VALUES (7, 0)").await;
+    let world = World::new("CREATE TABLE item (id INT PRIMARY KEY, v INT); INSERT INTO item VALUES (7, 0)").await;
     let config = world.config("resources: { item: {} }\n");
     let app = App::start(&config).await;
     warm(&[&app], &["/api/item/7"]).await;
@@ -674,9 +672,7 @@ async fn texts_that_a_smaller_character_set_can_not_tell_apart_are_told_apart() 
 
 #[tokio::test]
 async fn the_last_insert_id_is_the_key_only_where_the_key_is_counted_up() {
-    let server = Mariadb::start().await;
-    let world = World::on(
-        &server,
+    let world = World::new(
         "CREATE TABLE k (id VARCHAR(36) PRIMARY KEY DEFAULT (UUID()), seq BIGINT AUTO_INCREMENT UNIQUE, v INT);
          INSERT INTO k (id, v) VALUES ('2', 22);",
     )
@@ -983,8 +979,7 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_of_the_connections_is_kept_open_and_those_that_were_ended_cost_neither_reads_nor_writes() {
-    let server = Mariadb::start().await;
-    let world = World::on(&server, SCHEMA).await;
+    let world = World::new(SCHEMA).await;
     let app = world.app(UNTOLD).await;
     app.until("kept open", async |app| app.metric(IDLE).await >= 8).await;
     let before = app.metric(RETRIES).await;
