@@ -11,10 +11,12 @@ use super::connection::Connection;
 use super::locks::{Locks, Tickets};
 use super::look::{Seen, look, register, write};
 use super::shared::Shared;
+use super::steps;
 use super::trust::Numbers;
 use crate::cache::control::field;
-use crate::cache::lane::{Debts, Engine, Failed, Standing, Wait, now_ms};
-use crate::cache::{CacheError, Place, entry};
+use crate::cache::entry::{self, Fence};
+use crate::cache::lane::{Engine, Failed, PATIENCE, Standing, Wait, now_ms};
+use crate::cache::{CacheError, Place};
 
 /// Between two looks, at most.
 const LOOK: Duration = Duration::from_millis(100);
@@ -85,18 +87,6 @@ impl Engine for Shared {
     /// About two rounds.
     const PATIENCE: Duration = Duration::from_millis(150);
 
-    fn debts(&self) -> &Debts {
-        &self.debts
-    }
-
-    fn address(&self) -> &str {
-        &self.address
-    }
-
-    fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
     fn pace(&self) -> Duration {
         // A fixed share of what a hit may be behind.
         self.max_staleness.map_or(LOOK, |longest| LOOK.min(Duration::from_millis((longest / 10).max(5))))
@@ -121,6 +111,11 @@ impl Engine for Shared {
             }
         }
         Err(judge(live, CacheError::Refused))
+    }
+
+    async fn give_back(&self, live: &Live, held: &[(String, Fence)]) -> anyhow::Result<()> {
+        // What they wrote has numbers that nobody knows, so it is looked at once more.
+        Ok(steps::give_back(self, live, held, PATIENCE).await?)
     }
 
     fn close((): (), live: &Live) {

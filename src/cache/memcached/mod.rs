@@ -9,7 +9,6 @@
 //! in `trust` (how old what is here may be) and `locks` (who may fill). TTLs are counted by the clocks of the machines that
 //! fill and read, so a clock that is off makes them that much longer or shorter; the server ends every life by its own clock too.
 
-mod asked;
 mod connection;
 mod key;
 mod lane;
@@ -29,7 +28,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use self::asked::Asked;
 use self::lane::Live;
 pub use self::node::MemcachedNode;
 use self::shared::Shared;
@@ -37,7 +35,7 @@ use self::steps::{Terms, wall_ms};
 use self::wire::{Batch, If, Reply};
 use super::control::field;
 use super::entry::{self, Entry, Fence, Held, Marks};
-use super::lane::{Deadlines, Lane, Wait, now_ms};
+use super::lane::{Asked, Deadlines, Lane, Wait, now_ms};
 use super::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Memory, Place, Ticket};
 use crate::catalog::Mapping;
 use crate::{config, store};
@@ -172,13 +170,6 @@ impl MemcachedCache {
         self.shared.connections()
     }
 
-    /// Whether what is read under these deadlines is known to be current. An entry that may be strict is of no use
-    /// otherwise.
-    fn usable(&self, deadlines: Deadlines, place: &Place<'_>) -> Result<bool, CacheError> {
-        let verified = self.shared.debts.verified(deadlines)?;
-        if verified || !place.strict { Ok(verified) } else { Err(CacheError::Untrusted) }
-    }
-
     /// All round trips of one operation together, of which there is one at least, within its time.
     async fn within<T>(&self, steps: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
         let wait = Wait::new(self.shared.timeout);
@@ -219,7 +210,7 @@ impl MemcachedCache {
         places: &[Place<'_>],
     ) -> Result<Vec<Lookup>, CacheError> {
         let (replies, groups) = self.get(live, places).await?;
-        let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
+        let verified = places.first().map_or(Ok(true), |first| self.shared.usable(deadlines, first))?;
         let groups: Option<Vec<u64>> = groups.into_iter().collect();
         let now = wall_ms();
         let max_entry = self.shared.max_entry;
@@ -400,7 +391,7 @@ impl Cache for MemcachedCache {
         let (live, deadlines) = self.lane.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
-        let verified = self.usable(deadlines, first)?;
+        let verified = self.shared.usable(deadlines, first)?;
         let mut asked = Asked::new(&self.shared, &live);
         let leasing = async {
             let Some(groups) = self.groups(&live, first).await? else { return Ok(vec![Lease::Past; places.len()]) };
@@ -408,16 +399,8 @@ impl Cache for MemcachedCache {
             let terms = Terms { groups: &groups, lock: millis(lock), verified, max_entry };
             steps::lease(&self.shared, &live, places, &terms, &mut asked).await
         };
-        let mut leases = self.within(Box::pin(leasing)).await?;
-        // What leases found is only as good as it is when it is used.
-        let verified = self.usable(deadlines, first)?;
-        for lease in &mut leases {
-            if let Lease::Hit(entry) | Lease::Fill { stale: Some(entry), .. } | Lease::Wait { stale: Some(entry) } =
-                lease
-            {
-                entry.verified &= verified;
-            }
-        }
+        let leases = self.within(Box::pin(leasing)).await?;
+        let leases = self.shared.still(leases, deadlines, first)?;
         asked.settled();
         Ok(leases)
     }

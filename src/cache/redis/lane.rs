@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use deadpool_redis::Connection;
+use redis::Pipeline;
 use redis::aio::MultiplexedConnection;
 
 use super::look::{Seen, look, register};
 use super::shared::{Made, Peer, Shared};
 use crate::cache::control::field;
-use crate::cache::lane::{Debts, Engine, Failed, Standing, Wait, now_ms};
+use crate::cache::entry::Fence;
+use crate::cache::lane::{Engine, Failed, PATIENCE, Standing, Wait, now_ms};
 use crate::cache::slots::{self, Slots, Tenure};
 
 /// Two clocks that run alike may differ by this much between two looks, in milliseconds.
@@ -136,18 +138,6 @@ impl Engine for Shared {
 
     const PATIENCE: Duration = Duration::from_millis(50);
 
-    fn debts(&self) -> &Debts {
-        &self.debts
-    }
-
-    fn address(&self) -> &str {
-        &self.address
-    }
-
-    fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
     fn pace(&self) -> Duration {
         Duration::from_millis(100)
     }
@@ -172,6 +162,18 @@ impl Engine for Shared {
             }
         }
         Err(judge(live, anyhow::anyhow!("the control key {} does not stay in the cache", self.control_key)))
+    }
+
+    async fn give_back(&self, live: &Live, held: &[(String, Fence)]) -> anyhow::Result<()> {
+        let mut pipe = Pipeline::with_capacity(held.len());
+        for (key, fence) in held {
+            pipe.add_command(self.scripts.release(key, &fence.0));
+        }
+        let mut conn = live.conn.clone();
+        // What nobody waits for may never be sent.
+        conn.set_response_timeout(PATIENCE);
+        conn.send_packed_commands(&pipe, 0, pipe.len()).await?;
+        Ok(())
     }
 
     fn close(link: Connection, _: &Live) {

@@ -7,11 +7,10 @@ use redis::{Cmd, Pipeline, Value};
 
 use super::RedisCache;
 use super::judge::number;
-use super::lease::Asked;
 use super::unlink::{self, NotHere};
 use crate::cache::control::field;
 use crate::cache::entry::{self, Fence};
-use crate::cache::lane::Wait;
+use crate::cache::lane::{Asked, Wait};
 use crate::cache::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
 use crate::store;
 
@@ -29,7 +28,7 @@ impl Cache for RedisCache {
         let mut get = Cmd::with_capacity(2, 16 + place.key.len());
         get.arg("GET").arg(place.key);
         let value = self.ask(&live, get).await?;
-        let verified = self.usable(deadlines, &place)?;
+        let verified = self.shared.usable(deadlines, &place)?;
         let lookup = self.judge(&live, &place, Some(&[]), value, verified)?;
         self.keep_local(&live, &place, &lookup, noted);
         Ok(self.known_absent(&live, &place, lookup))
@@ -69,7 +68,7 @@ impl Cache for RedisCache {
         let (live, deadlines) = self.lane.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
-        let verified = self.usable(deadlines, first)?;
+        let verified = self.shared.usable(deadlines, first)?;
         let groups = self.groups(&live, first).await?;
         let control = live.standing.control.load_full();
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
@@ -85,7 +84,7 @@ impl Cache for RedisCache {
                 local.outdated(place.key);
             }
         }
-        let leases = self.still(leases, deadlines, first)?;
+        let leases = self.shared.still(leases, deadlines, first)?;
         asked.settled();
         Ok(leases)
     }
