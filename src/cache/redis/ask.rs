@@ -41,7 +41,8 @@ impl RedisCache {
         }
     }
 
-    /// Runs scripts. Where the server has forgotten them, none of them ran: they are loaded and sent once more.
+    /// Runs scripts. Where the server has forgotten one, all are loaded and sent once more: each says the same the second
+    /// time, or less.
     pub(super) async fn scripts(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
         let unknown = |reply: &Value| matches!(reply, Value::ServerError(error) if error.code() == "NOSCRIPT");
         let mut replies = self.ask_all(live, pipe).await?;
