@@ -422,7 +422,10 @@ impl Cache for MemcachedCache {
             return Ok(Vec::new());
         }
         if fills.iter().any(|(_, ticket, _)| ticket.connection != live.standing.number) {
-            // The server may have been restarted in between, and its numbers with it. The lock ends by itself.
+            // The server may have been restarted in between, and its numbers with it. If it was not, nobody need wait for
+            // the lock's end.
+            let held: Vec<_> = fills.iter().map(|(place, ticket, _)| (*place, *ticket)).collect();
+            self.release(&held).await?;
             return Ok(vec![Filled::Gone; fills.len()]);
         }
         let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.standing.control.load().origin));

@@ -92,7 +92,8 @@ impl Cache for RedisCache {
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
         let live = self.lane.live().await?;
         let mut pipe = Pipeline::with_capacity(held.len());
-        for (place, ticket) in held {
+        // What another connection gave will not be filled: nobody is to wait for it.
+        for (place, ticket) in held.iter().filter(|(_, ticket)| ticket.connection == live.standing.number) {
             pipe.add_command(self.shared.scripts.renew(place.key, &ticket.fence.0, millis(lock)));
         }
         self.scripts(&live, &pipe).await.map(drop)
@@ -104,7 +105,9 @@ impl Cache for RedisCache {
         let now = live.cache_now();
         if fills.iter().any(|(_, ticket, _)| ticket.connection != live.standing.number) {
             // Another memory may be at the other end by now, whose past the fence has come back from: what is stored
-            // there proves nothing. The lock ends by itself.
+            // there proves nothing. If it is the same, nobody need wait for the lock's end.
+            let held: Vec<_> = fills.iter().map(|(place, ticket, _)| (*place, *ticket)).collect();
+            self.release(&held).await?;
             return Ok(vec![Filled::Gone; fills.len()]);
         }
         let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.standing.control.load().origin));
