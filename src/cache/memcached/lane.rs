@@ -154,3 +154,74 @@ async fn follow(shared: &Shared, live: &Live, seen: Seen) -> Result<bool, CacheE
     shared.deliver(&live.connection).await?;
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+    use tokio::task::yield_now;
+    use tokio::time::advance;
+
+    use super::Shared;
+    use crate::cache::lane::{Engine, Failed};
+    use crate::config::{self, SecretUrl};
+
+    const TIMEOUT: Duration = Duration::from_millis(100);
+
+    /// A server that has nothing, and tells when something is to be stored instead of answering. While its thread is at work,
+    /// a paused clock is moved on by nobody else.
+    fn fake() -> (u16, mpsc::UnboundedReceiver<()>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+        let port = listener.local_addr().expect("it has one").port();
+        let (tell, heard) = mpsc::unbounded_channel();
+        tokio::task::spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().expect("somebody comes");
+            let commands = BufReader::new(stream.try_clone().expect("it can be cloned"));
+            for line in commands.lines().map_while(Result::ok) {
+                let number = line.split(' ').find(|word| word.starts_with('O')).unwrap_or_default();
+                let reply = match line.split(' ').next() {
+                    Some("stats") => "STAT version 1.6.18\r\nEND\r\n".to_owned(),
+                    Some("mg") => format!("EN {number}\r\n"),
+                    Some("ms") => {
+                        tell.send(()).expect("somebody listens");
+                        continue;
+                    }
+                    _ => continue,
+                };
+                stream.write_all(reply.as_bytes()).expect("it is read");
+            }
+        });
+        (port, heard)
+    }
+
+    /// What becomes of a turn whose look is answered, and what follows from it is not, for so long.
+    async fn unanswered(time: Duration) -> Result<(), Failed> {
+        let (port, mut heard) = fake();
+        let url = SecretUrl::new(format!("memcached://127.0.0.1:{port}"));
+        let config = config::Cache { url, timeout: TIMEOUT, ..config::Cache::default() };
+        let shared = Shared::new(&config, None).expect("sound");
+        let ((), live) = Engine::connect(&shared).await.expect("it is there");
+        let (outcome, ()) = tokio::join!(shared.turn(&live), async {
+            // There is no epoch yet.
+            heard.recv().await.expect("it is told");
+            // The second time is for what may be there, unread.
+            for time in [time, TIMEOUT] {
+                advance(time).await;
+                for _ in 0..10 {
+                    yield_now().await;
+                }
+            }
+        });
+        outcome
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_from_a_look_may_be_late_because_this_process_stood_still() {
+        let late = TIMEOUT + Duration::from_millis(10);
+        assert!(matches!(unanswered(late).await, Err(Failed::TimedOut)), "it was the server");
+        assert!(matches!(unanswered(TIMEOUT * 2).await, Err(Failed::StoodStill)), "it was this process");
+    }
+}

@@ -262,12 +262,12 @@ pub(super) fn own(key: &str, fence: Fence, reply: &Reply) -> Option<u8> {
     Marks::of(key, value).filter(|marks| marks.fence == fence).map(|marks| marks.state)
 }
 
-/// Who holds an entry, going by the reply to a look at its hold, and for how long the server keeps that.
-/// Whether somebody holds it.
+/// Whether somebody holds an entry, going by the reply to a look at its hold.
 pub(super) fn is_held(key: &str, reply: &Reply) -> Result<bool, CacheError> {
     Ok(!held(key, reply)?.0.is_empty())
 }
 
+/// Who does, and for how long the server keeps that.
 fn held(key: &str, reply: &Reply) -> Result<(Vec<Fence>, u64), CacheError> {
     match reply {
         Reply::Value { value, life, .. } if Marks::of(key, value).is_some() => Ok((entry::holders(value), *life)),

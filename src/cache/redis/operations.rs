@@ -170,9 +170,9 @@ impl Cache for RedisCache {
         if keys.is_empty() {
             return Ok(());
         }
-        let (live, wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
+        let (live, mut wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
         let outcome = match &live {
-            Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys).await,
+            Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys, &mut wait).await,
             Err(_) => Ok(NotHere::default()),
         };
         self.told(live, outcome, (keys, false), wait)
@@ -198,10 +198,10 @@ impl Cache for RedisCache {
         if keys.is_empty() {
             return Ok(());
         }
-        let (live, wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
+        let (live, mut wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
         let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
         let outcome = match &live {
-            Ok(live) => unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await,
+            Ok(live) => unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner, &mut wait).await,
             Err(_) => Ok(NotHere::default()),
         };
         self.told(live, outcome, (keys, true), wait)

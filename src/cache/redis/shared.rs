@@ -23,7 +23,7 @@ use super::script::Scripts;
 use super::sentinel::{self, Address, Sentinels};
 use super::{rights, trouble, unlink};
 use crate::cache::control::{Control, field};
-use crate::cache::lane::{Common, Debts};
+use crate::cache::lane::{Common, Debts, Wait};
 use crate::config;
 
 /// What all lanes of a process have in common.
@@ -269,8 +269,14 @@ impl Shared {
         }
     }
 
-    /// Delivers what is owed. Called after a look, over the connection that it went over.
-    pub(super) async fn deliver(&self, conn: &mut MultiplexedConnection, control: &Control) -> redis::RedisResult<()> {
+    /// Delivers what is owed. Called after a look, over the connection that it went over. `wait` begins anew with each
+    /// round trip.
+    pub(super) async fn deliver(
+        &self,
+        conn: &mut MultiplexedConnection,
+        control: &Control,
+        wait: &mut Wait,
+    ) -> redis::RedisResult<()> {
         let Some(due) = self.debts.due() else { return Ok(()) };
         if due.is_everything() {
             let mut renew = redis::cmd("HSET");
@@ -278,7 +284,8 @@ impl Shared {
             let () = renew.query_async(conn).await?;
         }
         let (dropped, spared) = (due.spared(false), due.spared(true));
-        let not_here = [unlink::unlink(self, conn, &dropped).await?, unlink::spare(self, conn, &spared, &[]).await?];
+        let not_here =
+            [unlink::unlink(self, conn, &dropped, wait).await?, unlink::spare(self, conn, &spared, &[], wait).await?];
         let mut elsewhere: HashSet<String> = HashSet::new();
         for not_here in not_here.iter().filter(|not_here| !not_here.is_harmless(control)) {
             elsewhere.extend(not_here.moved.iter().chain(&not_here.left).map(|key| (*key).to_owned()));
