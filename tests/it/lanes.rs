@@ -144,22 +144,29 @@ async fn given_back(server: &Server) {
     assert_eq!(fill(&other, "taken", taken, lasting("{}")).await, Filled::Stored);
 }
 
-/// A lease that is asked for again when the answer is late is on its way before the first one is given back. That frees the
-/// first alone.
+/// A lease that is asked for again when the answer is late is on its way before the first one is given back, and may be given
+/// before that. What then comes frees the first alone.
 async fn asked_again(server: &Server) {
     let proxy = Proxy::to(([127, 0, 0, 1], server.port()).into()).await;
     let cache = server.at(proxy.addr().port(), TIMEOUT).await;
+    let other = server.at(server.port(), Duration::from_secs(5)).await;
     // A machine that stands still may cost the connection, and what was leased over it.
     for attempt in 0..5 {
         let key = format!("again{attempt}");
+        let wanted = [place(&key)];
         until("calm", async || cache.memories()[0].breaker == Some(State::Closed)).await;
+        let before = server.stores().await;
         proxy.mute();
-        let mut leased = cache.lease(&[place(&key)], LOCK).await;
+        let (mut leased, ()) = tokio::join!(cache.lease(&wanted, LOCK), async {
+            // Somebody takes away what nobody has heard of yet: the second will be given at once.
+            soon(async || server.stores().await > before).await;
+            assert_eq!(other.invalidate(&[&key]).await, Ok(()));
+        });
         proxy.restore();
         let started = Instant::now();
         while !matches!(leased.as_deref(), Ok([Lease::Fill { .. }])) {
             assert!(started.elapsed() < PATIENCE, "everybody waits for a lease that nobody has: {leased:?}");
-            leased = cache.lease(&[place(&key)], LOCK).await;
+            leased = cache.lease(&wanted, LOCK).await;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let Ok([Lease::Fill { ticket, .. }]) = leased.as_deref() else { continue };

@@ -261,7 +261,7 @@ mod tests {
         let (_link, live) = Engine::connect(&*shared).await.expect("it is there");
         let (seen, ()) = tokio::join!(looked(&shared, &live), async {
             fake.heard().await;
-            stand_still(Duration::from_secs(60)).await;
+            stand_still(Duration::from_mins(1)).await;
             fake.answer();
         });
         assert!(seen.is_ok(), "{:?}", seen.err());
