@@ -18,6 +18,8 @@ mod fill;
 mod flight;
 mod guard;
 mod invalidate;
+mod lease;
+mod load;
 mod read;
 mod read_many;
 mod refresh;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
 use super::answer::{Answer, Ask, Forward, ReadError, Source, Status};
-use super::fill::{self, Led, Way};
 use super::flight::{Arrived, Boarded, Landing, Passenger};
+use super::lease::{self, Led, Way};
 use super::{Aside, Core, LOCK, refresh};
 use crate::cache::entry::Entry;
 use crate::cache::{Cache, CacheError, Lookup};
@@ -216,7 +216,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
             if gather {
                 tokio::time::sleep(GATHER).await;
             }
-            fill::run(core, led, way).await;
+            lease::run(core, led, way).await;
         });
     }
 

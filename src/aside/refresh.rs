@@ -20,7 +20,8 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::answer::Forward;
-use super::fill::{Flight, Job};
+use super::fill::Flight;
+use super::load::Job;
 use super::{Core, LOCK};
 use crate::cache::entry::Entry;
 use crate::cache::{Cache, Lease, Place};

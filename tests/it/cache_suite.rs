@@ -462,6 +462,28 @@ pub async fn forgets(kind: Kind) {
 }
 
 #[tokio::test]
+async fn a_lease_that_is_sent_again_with_others_is_still_whose_it_is() {
+    let redis = Redis::start().await;
+    let mut client = redis.client().await;
+    let script = redis::Script::new(include_str!("../../src/cache/redis/lease.lua"));
+    let fence = || Fence::new().expect("there is some randomness");
+    let (one, other) = (fence(), fence());
+    for key in ["absent", "soft"] {
+        if key == "soft" {
+            let fill = value("{}", Duration::from_millis(1), Duration::from_hours(1));
+            let soft = entry::valid(key, 1, 1, &fill, 1_000, None);
+            redis::cmd("SET").arg(key).arg(&soft[..]).exec_async(&mut client).await.expect("it answers");
+        }
+        for (fence, verdict) in [(one, "fill"), (one, "fill"), (other, "wait")] {
+            let mut lease = script.key(key);
+            lease.arg(entry::pending(key, fence, 1, 1)).arg(60_000).arg(0);
+            let said: Vec<Vec<u8>> = lease.invoke_async(&mut client).await.expect("it answers");
+            assert_eq!(said.first().map(Vec::as_slice), Some(verdict.as_bytes()), "{key}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_control_key_that_says_nothing_is_made_anew() {
     let redis = Redis::start().await;
     let cache = connected(&redis, "").await;

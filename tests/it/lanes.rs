@@ -144,6 +144,80 @@ async fn given_back(server: &Server) {
     assert_eq!(fill(&other, "taken", taken, lasting("{}")).await, Filled::Stored);
 }
 
+/// A lease that is asked for again when the answer is late is on its way before the first one is given back, and may be given
+/// before that. What then comes frees the first alone.
+async fn asked_again(server: &Server) {
+    let proxy = Proxy::to(([127, 0, 0, 1], server.port()).into()).await;
+    let cache = server.at(proxy.addr().port(), TIMEOUT).await;
+    let other = server.at(server.port(), Duration::from_secs(5)).await;
+    // A machine that stands still may cost the connection, and what was leased over it.
+    for attempt in 0..5 {
+        let key = format!("again{attempt}");
+        let wanted = [place(&key)];
+        until("calm", async || cache.memories()[0].breaker == Some(State::Closed)).await;
+        let before = server.stores().await;
+        proxy.mute();
+        let (mut leased, ()) = tokio::join!(cache.lease(&wanted, LOCK), async {
+            // Somebody takes away what nobody has heard of yet: the second will be given at once.
+            soon(async || server.stores().await > before).await;
+            assert_eq!(other.invalidate(&[&key]).await, Ok(()));
+        });
+        proxy.restore();
+        let started = Instant::now();
+        while !matches!(leased.as_deref(), Ok([Lease::Fill { .. }])) {
+            assert!(started.elapsed() < PATIENCE, "everybody waits for a lease that nobody has: {leased:?}");
+            leased = cache.lease(&wanted, LOCK).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let Ok([Lease::Fill { ticket, .. }]) = leased.as_deref() else { continue };
+        tokio::time::sleep(TIMEOUT).await;
+        if cache.fill(&[(place(&key), *ticket, lasting("{}"))]).await == Ok(vec![Filled::Stored]) {
+            return;
+        }
+    }
+    panic!("a lease was lost with the one before it");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_asked_of_redis_again_is_not_given_back_with_the_first() {
+    asked_again(&Server::Redis(Redis::start().await)).await;
+}
+
+#[tokio::test]
+async fn a_lease_that_is_asked_of_memcached_again_is_not_given_back_with_the_first() {
+    asked_again(&Server::Memcached(Memcached::start().await)).await;
+}
+
+/// Nobody waits for leases whose connection is gone: they are not renewed, and given back by whoever wanted to fill.
+async fn outlived(server: &Server) {
+    let proxy = Proxy::to(([127, 0, 0, 1], server.port()).into()).await;
+    let cache = server.at(proxy.addr().port(), Duration::from_secs(5)).await;
+    let other = server.at(server.port(), Duration::from_secs(5)).await;
+    let leased = cache.lease(&[place("renewed")], Duration::from_millis(500)).await;
+    let Ok([Lease::Fill { ticket: renewed, .. }]) = leased.as_deref() else { panic!("{leased:?}") };
+    let leased = cache.lease(&[place("filled")], LOCK).await;
+    let Ok([Lease::Fill { ticket: filled, .. }]) = leased.as_deref() else { panic!("{leased:?}") };
+    let before = proxy.accepted();
+    proxy.cut();
+    proxy.restore();
+    until("connected anew", async || proxy.accepted() > before && cache.health().is_ok()).await;
+    assert_eq!(cache.renew(&[(place("renewed"), *renewed)], LOCK).await, Ok(()));
+    assert_eq!(fill(&cache, "filled", *filled, lasting("{}")).await, Filled::Gone);
+    for key in ["filled", "renewed"] {
+        until(key, async || matches!(lease(&other, key).await, Lease::Fill { .. })).await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_lease_of_redis_whose_connection_is_gone() {
+    outlived(&Server::Redis(Redis::start().await)).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_lease_of_memcached_whose_connection_is_gone() {
+    outlived(&Server::Memcached(Memcached::start().await)).await;
+}
+
 async fn read_now(cache: &AnyCache, key: &str) -> Result<Lookup, CacheError> {
     cache.read(place(key)).await
 }
@@ -221,11 +295,9 @@ async fn nothing(server: &Server) {
     assert_eq!(cache.invalidate_unless_held(&[], None).await, Ok(()));
     assert_eq!(cache.fill(&[]).await, Ok(Vec::new()));
     assert_eq!(cache.read_many(&[]).await, Ok(Vec::new()));
-    if let Server::Memcached(_) = server {
-        // Tickets of another connection are not renewed.
-        let foreign = Ticket { connection: u64::MAX, ..held };
-        assert_eq!(cache.renew(&[(place("held"), foreign)], LOCK).await, Ok(()));
-    }
+    // Tickets of another connection are not renewed.
+    let foreign = Ticket { connection: u64::MAX, ..held };
+    assert_eq!(cache.renew(&[(place("held"), foreign)], LOCK).await, Ok(()));
     assert!(!cache.answered_since("held", moment), "it stands still");
     server.resume();
     until("answering", async || cache.answered_since("held", moment)).await;

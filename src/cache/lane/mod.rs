@@ -4,13 +4,16 @@
 //! is each engine's own to judge ([`Engine`]). Without looks, or without rounds that move the watermark, the lane is of no
 //! use, so a hung server is noticed by the same means as changed generations are.
 
+mod asked;
 mod clock;
+mod common;
 mod debts;
 mod failed;
 mod returns;
 mod standing;
 mod supervisor;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +21,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 
+pub(super) use self::asked::Asked;
 pub(super) use self::clock::{Wait, now_ms};
+pub(super) use self::common::Common;
 pub(super) use self::debts::Debts;
 #[cfg(feature = "redis")]
 pub(super) use self::debts::OWED_MAX;
@@ -26,6 +31,7 @@ pub(super) use self::failed::Failed;
 pub(super) use self::returns::{PATIENCE, Returns};
 pub(super) use self::standing::{Deadlines, Standing};
 use super::CacheError;
+use super::entry::Fence;
 use crate::shield::Breaker;
 
 /// So many timeouts in a row, with no answer between them, and the lane is not used until a look is answered. Fewer might be
@@ -34,7 +40,7 @@ use crate::shield::Breaker;
 const TIMEOUTS: u32 = 5;
 
 /// What all lanes of a process to one server have in common, and what tells one engine's lanes from another's.
-pub(super) trait Engine: Send + Sync + Sized + 'static {
+pub(super) trait Engine: Deref<Target = Common> + Send + Sync + Sized + 'static {
     /// A connection that answers.
     type Live: Send + Sync + 'static;
     /// What must be kept, and let go, with it.
@@ -42,15 +48,6 @@ pub(super) trait Engine: Send + Sync + Sized + 'static {
 
     /// How long a read waits for a lane that is about to be trusted.
     const PATIENCE: Duration;
-
-    /// What the process owes to the server.
-    fn debts(&self) -> &Debts;
-
-    /// What the server is called.
-    fn address(&self) -> &str;
-
-    /// The most that one operation may take.
-    fn timeout(&self) -> Duration;
 
     /// Between two looks, at most.
     fn pace(&self) -> Duration;
@@ -63,6 +60,10 @@ pub(super) trait Engine: Send + Sync + Sized + 'static {
 
     /// One look and all that follows from it.
     fn turn(&self, live: &Self::Live) -> impl Future<Output = Result<(), Failed>> + Send;
+
+    /// Gives leases back by their fences, over the connection that they were asked for on.
+    fn give_back(&self, live: &Self::Live, held: &[(String, Fence)])
+    -> impl Future<Output = anyhow::Result<()>> + Send;
 
     /// Ends a connection, whoever still waits for a reply.
     fn close(link: Self::Link, live: &Self::Live);
@@ -119,7 +120,7 @@ impl<E: Engine> Lane<E> {
             return Ok(live);
         }
         if self.untried() {
-            self.turned(self.engine.timeout(), |lane| !lane.untried()).await;
+            self.turned(self.engine.timeout, |lane| !lane.untried()).await;
         }
         self.live.load_full().ok_or(CacheError::Disconnected)
     }
@@ -128,13 +129,13 @@ impl<E: Engine> Lane<E> {
     /// looked at.
     pub(super) async fn ready(&self) -> Result<(Arc<E::Live>, Deadlines), CacheError> {
         let live = self.live().await?;
-        let (standing, debts) = (E::standing(&live), self.engine.debts());
+        let (standing, debts) = (E::standing(&live), &self.engine.debts);
         let deadlines = standing.deadlines();
         if debts.verified(deadlines).is_ok() || !standing.is_hopeful(debts) {
             return Ok((live, deadlines));
         }
         self.wake.notify_one();
-        self.turned(self.engine.timeout().min(E::PATIENCE), |lane| lane.health().is_ok()).await;
+        self.turned(self.engine.timeout.min(E::PATIENCE), |lane| lane.health().is_ok()).await;
         let live = self.live().await?;
         let deadlines = E::standing(&live).deadlines();
         Ok((live, deadlines))
@@ -148,7 +149,7 @@ impl<E: Engine> Lane<E> {
     pub(super) fn health(&self) -> Result<(), CacheError> {
         let live = self.live.load();
         let live = live.as_ref().ok_or(CacheError::Disconnected)?;
-        self.engine.debts().verified(E::standing(live).deadlines()).map(drop)
+        self.engine.debts.verified(E::standing(live).deadlines()).map(drop)
     }
 
     /// Waits until it is trusted, or known to have no connection, for `patience` at most.

@@ -23,18 +23,18 @@ pub(super) async fn supervise<E: Engine>(engine: Arc<E>, weak: Weak<Lane<E>>) {
                 lane.answers(&live);
                 lane.turns.send_modify(|turns| *turns += 1);
                 drop(lane);
-                tracing::info!(cache = engine.address(), "connected to the cache");
+                tracing::info!(cache = engine.address, "connected to the cache");
                 failures = 0;
                 let reason = keep_looking(&*engine, &live, &weak).await;
                 if let Some(lane) = weak.upgrade() {
                     lane.lost();
-                    tracing::warn!(cache = engine.address(), reason, "lost the cache; reads go to the database");
+                    tracing::warn!(cache = engine.address, reason, "lost the cache; reads go to the database");
                 }
                 E::close(link, &live);
             }
             Err(error) => {
                 if failures == 0 {
-                    tracing::warn!(cache = engine.address(), %error, "can't reach the cache; trying again");
+                    tracing::warn!(cache = engine.address, %error, "can't reach the cache; trying again");
                 }
                 failures += 1;
                 if let Some(lane) = weak.upgrade() {
@@ -60,7 +60,7 @@ async fn connect<E: Engine>(engine: &E) -> anyhow::Result<(E::Link, E::Live)> {
 
 /// Looks until the connection is of no use any more, and says why.
 async fn keep_looking<E: Engine>(engine: &E, live: &Arc<E::Live>, lane: &Weak<Lane<E>>) -> &'static str {
-    let (standing, debts) = (E::standing(live), engine.debts());
+    let (standing, debts) = (E::standing(live), &engine.debts);
     let mut strikes = Strikes::default();
     loop {
         let soon = standing.deadlines().trust < now_ms() && standing.is_hopeful(debts);
@@ -85,7 +85,7 @@ async fn keep_looking<E: Engine>(engine: &E, live: &Arc<E::Live>, lane: &Weak<La
         match outcome {
             Ok(()) => strikes = Strikes::default(),
             Err(failed) => {
-                tracing::debug!(cache = engine.address(), error = %failed, ?strikes, "a look at the cache failed");
+                tracing::debug!(cache = engine.address, error = %failed, ?strikes, "a look at the cache failed");
                 if let Some(reason) = strikes.add(&failed) {
                     return reason;
                 }

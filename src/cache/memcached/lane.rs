@@ -11,10 +11,12 @@ use super::connection::Connection;
 use super::locks::{Locks, Tickets};
 use super::look::{Seen, look, register, write};
 use super::shared::Shared;
+use super::steps;
 use super::trust::Numbers;
 use crate::cache::control::field;
-use crate::cache::lane::{Debts, Engine, Failed, Standing, Wait, now_ms};
-use crate::cache::{CacheError, Place, entry};
+use crate::cache::entry::{self, Fence};
+use crate::cache::lane::{Engine, Failed, PATIENCE, Standing, Wait, now_ms};
+use crate::cache::{CacheError, Place};
 
 /// Between two looks, at most.
 const LOOK: Duration = Duration::from_millis(100);
@@ -85,18 +87,6 @@ impl Engine for Shared {
     /// About two rounds.
     const PATIENCE: Duration = Duration::from_millis(150);
 
-    fn debts(&self) -> &Debts {
-        &self.debts
-    }
-
-    fn address(&self) -> &str {
-        &self.address
-    }
-
-    fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
     fn pace(&self) -> Duration {
         // A fixed share of what a hit may be behind.
         self.max_staleness.map_or(LOOK, |longest| LOOK.min(Duration::from_millis((longest / 10).max(5))))
@@ -121,6 +111,11 @@ impl Engine for Shared {
             }
         }
         Err(judge(live, CacheError::Refused))
+    }
+
+    async fn give_back(&self, live: &Live, held: &[(String, Fence)]) -> anyhow::Result<()> {
+        // What they wrote has numbers that nobody knows, so it is looked at once more.
+        Ok(steps::give_back(self, live, held, PATIENCE).await?)
     }
 
     fn close((): (), live: &Live) {
@@ -158,4 +153,75 @@ async fn follow(shared: &Shared, live: &Live, seen: Seen) -> Result<bool, CacheE
     live.learn(shared, seen);
     shared.deliver(&live.connection).await?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+    use tokio::task::yield_now;
+    use tokio::time::advance;
+
+    use super::Shared;
+    use crate::cache::lane::{Engine, Failed};
+    use crate::config::{self, SecretUrl};
+
+    const TIMEOUT: Duration = Duration::from_millis(100);
+
+    /// A server that has nothing, and tells when something is to be stored instead of answering. While its thread is at work,
+    /// a paused clock is moved on by nobody else.
+    fn fake() -> (u16, mpsc::UnboundedReceiver<()>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+        let port = listener.local_addr().expect("it has one").port();
+        let (tell, heard) = mpsc::unbounded_channel();
+        tokio::task::spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().expect("somebody comes");
+            let commands = BufReader::new(stream.try_clone().expect("it can be cloned"));
+            for line in commands.lines().map_while(Result::ok) {
+                let number = line.split(' ').find(|word| word.starts_with('O')).unwrap_or_default();
+                let reply = match line.split(' ').next() {
+                    Some("stats") => "STAT version 1.6.18\r\nEND\r\n".to_owned(),
+                    Some("mg") => format!("EN {number}\r\n"),
+                    Some("ms") => {
+                        tell.send(()).expect("somebody listens");
+                        continue;
+                    }
+                    _ => continue,
+                };
+                stream.write_all(reply.as_bytes()).expect("it is read");
+            }
+        });
+        (port, heard)
+    }
+
+    /// What becomes of a turn whose look is answered, and what follows from it is not, for so long.
+    async fn unanswered(time: Duration) -> Result<(), Failed> {
+        let (port, mut heard) = fake();
+        let url = SecretUrl::new(format!("memcached://127.0.0.1:{port}"));
+        let config = config::Cache { url, timeout: TIMEOUT, ..config::Cache::default() };
+        let shared = Shared::new(&config, None).expect("sound");
+        let ((), live) = Engine::connect(&shared).await.expect("it is there");
+        let (outcome, ()) = tokio::join!(shared.turn(&live), async {
+            // There is no epoch yet.
+            heard.recv().await.expect("it is told");
+            // The second time is for what may be there, unread.
+            for time in [time, TIMEOUT] {
+                advance(time).await;
+                for _ in 0..10 {
+                    yield_now().await;
+                }
+            }
+        });
+        outcome
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_from_a_look_may_be_late_because_this_process_stood_still() {
+        let late = TIMEOUT + Duration::from_millis(10);
+        assert!(matches!(unanswered(late).await, Err(Failed::TimedOut)), "it was the server");
+        assert!(matches!(unanswered(TIMEOUT * 2).await, Err(Failed::StoodStill)), "it was this process");
+    }
 }

@@ -9,7 +9,6 @@
 //! in `trust` (how old what is here may be) and `locks` (who may fill). TTLs are counted by the clocks of the machines that
 //! fill and read, so a clock that is off makes them that much longer or shorter; the server ends every life by its own clock too.
 
-mod asked;
 mod connection;
 mod fill;
 mod key;

@@ -7,24 +7,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::MemcachedCache;
-use super::asked::Asked;
 use super::look;
 use super::steps::{self, Terms, wall_ms};
 use super::wire::Reply;
 use crate::cache::control::field;
 use crate::cache::entry::{self, Fence, Held};
-use crate::cache::lane::{Deadlines, Wait};
+use crate::cache::lane::{Asked, Wait};
 use crate::cache::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
 use crate::store;
 
 impl MemcachedCache {
-    /// Whether what is read under these deadlines is known to be current. An entry that may be strict is of no use
-    /// otherwise.
-    pub(super) fn usable(&self, deadlines: Deadlines, place: &Place<'_>) -> Result<bool, CacheError> {
-        let verified = self.shared.debts.verified(deadlines)?;
-        if verified || !place.strict { Ok(verified) } else { Err(CacheError::Untrusted) }
-    }
-
     /// All round trips of one operation together, of which there is one at least, within its time.
     pub(super) async fn within<T>(&self, steps: impl Future<Output = Result<T, CacheError>>) -> Result<T, CacheError> {
         let wait = Wait::new(self.shared.timeout);
@@ -67,7 +59,7 @@ impl Cache for MemcachedCache {
         let (live, deadlines) = self.lane.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
-        let verified = self.usable(deadlines, first)?;
+        let verified = self.shared.usable(deadlines, first)?;
         let mut asked = Asked::new(&self.shared, &live);
         let leasing = async {
             let Some(groups) = self.groups(&live, first).await? else { return Ok(vec![Lease::Past; places.len()]) };
@@ -75,16 +67,8 @@ impl Cache for MemcachedCache {
             let terms = Terms { groups: &groups, lock: millis(lock), verified, max_entry };
             steps::lease(&self.shared, &live, places, &terms, &mut asked).await
         };
-        let mut leases = self.within(Box::pin(leasing)).await?;
-        // What leases found is only as good as it is when it is used.
-        let verified = self.usable(deadlines, first)?;
-        for lease in &mut leases {
-            if let Lease::Hit(entry) | Lease::Fill { stale: Some(entry), .. } | Lease::Wait { stale: Some(entry) } =
-                lease
-            {
-                entry.verified &= verified;
-            }
-        }
+        let leases = self.within(Box::pin(leasing)).await?;
+        let leases = self.shared.still(leases, deadlines, first)?;
         asked.settled();
         Ok(leases)
     }
@@ -106,7 +90,10 @@ impl Cache for MemcachedCache {
             return Ok(Vec::new());
         }
         if fills.iter().any(|(_, ticket, _)| ticket.connection != live.standing.number) {
-            // The server may have been restarted in between, and its numbers with it. The lock ends by itself.
+            // The server may have been restarted in between, and its numbers with it. If it was not, nobody need wait for
+            // the lock's end.
+            let held: Vec<_> = fills.iter().map(|(place, ticket, _)| (*place, *ticket)).collect();
+            self.release(&held).await?;
             return Ok(vec![Filled::Gone; fills.len()]);
         }
         let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.standing.control.load().origin));

@@ -30,7 +30,7 @@ impl MemcachedCache {
         places: &[Place<'_>],
     ) -> Result<Vec<Lookup>, CacheError> {
         let (replies, groups) = self.get(live, places).await?;
-        let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
+        let verified = places.first().map_or(Ok(true), |first| self.shared.usable(deadlines, first))?;
         let groups: Option<Vec<u64>> = groups.into_iter().collect();
         let now = wall_ms();
         let max_entry = self.shared.max_entry;

@@ -1,12 +1,11 @@
 //! What all connections of a process to one Memcached have in common: where it is, and what the process owes.
 
-use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use arc_swap::ArcSwap;
 
 use super::connection::Connection;
 use super::key::{Spelled, Spelling};
@@ -14,8 +13,7 @@ use super::look::change;
 use super::wire::{Batch, Reply};
 use crate::cache::CacheError;
 use crate::cache::control::field;
-use crate::cache::lane::{Debts, Returns};
-use crate::catalog::Mapping;
+use crate::cache::lane::{Common, Debts};
 use crate::config;
 
 /// Commands that go out together.
@@ -25,27 +23,14 @@ const PORT: u16 = 11211;
 
 /// What all lanes of a process have in common.
 pub(super) struct Shared {
+    common: Common,
     host: String,
     port: u16,
-    pub(super) address: String,
     pub(super) spelling: Spelling,
     /// The key that holds the node's epoch, watermark and generations. No resource can have its name: `-` is no letter of
     /// theirs.
     pub(super) control_key: Spelled,
-    /// How far behind the database a hit may be, in milliseconds; `None`: nobody keeps this memory current.
-    pub(super) max_staleness: Option<u64>,
-    /// What must be registered before anything is used here, by fingerprint.
-    pub(super) mappings: ArcSwap<HashMap<String, Mapping>>,
-    pub(super) debts: Debts,
-    /// What is being given back that was perhaps given to nobody.
-    pub(super) returns: Returns,
     connections: Arc<AtomicUsize>,
-    /// The most that one operation may take.
-    pub(super) timeout: Duration,
-    /// What is packed would be at most this large, in bytes.
-    pub(super) max_entry: usize,
-    /// Larger payloads are packed, in bytes; `None`: none are.
-    pub(super) pack_above: Option<usize>,
 }
 
 /// The host and port of `memcached://host[:port]`.
@@ -65,24 +50,25 @@ fn address(url: &str) -> anyhow::Result<(String, u16)> {
     Ok((host.to_owned(), port))
 }
 
+impl Deref for Shared {
+    type Target = Common;
+
+    fn deref(&self) -> &Common {
+        &self.common
+    }
+}
+
 impl Shared {
     pub(super) fn new(config: &config::Cache, max_staleness: Option<Duration>) -> anyhow::Result<Self> {
         let (host, port) = address(config.url.expose())?;
         let spelling = Spelling::new(&config.key_prefix);
         Ok(Self {
-            address: format!("{host}:{port}"),
+            common: Common::new(config, max_staleness, format!("{host}:{port}"), Debts::default()),
             host,
             port,
             control_key: spelling.of(&format!("{}cache-aside:control", config.key_prefix)),
             spelling,
-            max_staleness: max_staleness.map(|longest| u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)),
-            mappings: ArcSwap::default(),
-            debts: Debts::default(),
-            returns: Returns::default(),
             connections: Arc::default(),
-            timeout: config.timeout,
-            max_entry: config.max_entry,
-            pack_above: config.packs_above(),
         })
     }
 
@@ -122,14 +108,6 @@ impl Shared {
             }
         }
         Ok(())
-    }
-
-    /// Declares what is cached here and which changes concern it. Nothing is trusted before it is registered.
-    pub(super) fn declare(&self, mappings: HashMap<String, Mapping>) {
-        let before = self.mappings.swap(Arc::new(mappings));
-        if *before != **self.mappings.load() {
-            self.debts.mistrust();
-        }
     }
 }
 

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::asked::Asked;
 use super::connection::Connection;
 use super::lane::Live;
 use super::shared::Shared;
 use super::wire::{Batch, If, Reply, life};
 use crate::cache::entry::{self, Entry, Fence, Held, Marks};
-use crate::cache::lane::now_ms;
+use crate::cache::lane::{Asked, now_ms};
 use crate::cache::{CacheError, Lease, Place, Ticket};
 
 /// So often something is tried anew because others changed what was there.
@@ -68,7 +67,7 @@ pub(super) async fn lease<'a>(
     live: &Live,
     places: &[Place<'a>],
     terms: &Terms<'_>,
-    asked_for: &mut Asked<'a>,
+    asked_for: &mut Asked<'a, Shared>,
 ) -> Result<Vec<Lease>, CacheError> {
     // Whoever is overtaken again and again waits like everybody else.
     let mut leases = vec![Lease::Wait { stale: None }; places.len()];
@@ -233,16 +232,17 @@ pub(super) async fn release(shared: &Shared, live: &Live, held: &[(Place<'_>, Ti
 }
 
 /// The same by their fences, with as much time for each of two round trips.
-pub(super) async fn give_back(
+pub(super) async fn give_back<K: AsRef<str>>(
     shared: &Shared,
     live: &Live,
-    held: &[(&str, Fence)],
+    held: &[(K, Fence)],
     patience: Duration,
 ) -> Result<(), CacheError> {
-    let keys: Vec<&str> = held.iter().map(|(key, _)| *key).collect();
+    let keys: Vec<&str> = held.iter().map(|(key, _)| key.as_ref()).collect();
     let mut batch = Batch::new();
     for ((name, fence), reply) in held.iter().zip(live.connection.ask_within(patience, gets(shared, &keys)).await?) {
         live.tickets.forget(*fence);
+        let name = name.as_ref();
         let key = shared.spelling.of(name);
         match (own(name, *fence, &reply), reply) {
             (Some(b'P'), Reply::Value { cas, .. }) => batch.delete_if(&key, cas),
@@ -262,12 +262,12 @@ pub(super) fn own(key: &str, fence: Fence, reply: &Reply) -> Option<u8> {
     Marks::of(key, value).filter(|marks| marks.fence == fence).map(|marks| marks.state)
 }
 
-/// Who holds an entry, going by the reply to a look at its hold, and for how long the server keeps that.
-/// Whether somebody holds it.
+/// Whether somebody holds an entry, going by the reply to a look at its hold.
 pub(super) fn is_held(key: &str, reply: &Reply) -> Result<bool, CacheError> {
     Ok(!held(key, reply)?.0.is_empty())
 }
 
+/// Who does, and for how long the server keeps that.
 fn held(key: &str, reply: &Reply) -> Result<(Vec<Fence>, u64), CacheError> {
     match reply {
         Reply::Value { value, life, .. } if Marks::of(key, value).is_some() => Ok((entry::holders(value), *life)),

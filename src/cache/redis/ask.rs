@@ -41,7 +41,8 @@ impl RedisCache {
         }
     }
 
-    /// Runs scripts. Where the server has forgotten them, none of them ran: they are loaded and sent once more.
+    /// Runs scripts. Where the server has forgotten one, all are loaded and sent once more: each says the same the second
+    /// time, or less.
     pub(super) async fn scripts(&self, live: &Live, pipe: &Pipeline) -> Result<Vec<Value>, CacheError> {
         let unknown = |reply: &Value| matches!(reply, Value::ServerError(error) if error.code() == "NOSCRIPT");
         let mut replies = self.ask_all(live, pipe).await?;
@@ -95,7 +96,8 @@ impl RedisCache {
         CacheError::Refused
     }
 
-    /// What became of keys that were to be dropped; what is not known to be gone is owed.
+    /// What became of keys that were to be dropped; what is not known to be gone is owed. `wait` began with the last round
+    /// trip.
     pub(super) fn told(
         &self,
         live: Result<Arc<Live>, CacheError>,
@@ -117,5 +119,36 @@ impl RedisCache {
         self.shared.debts.owe(keys, spare);
         self.lane.wake.notify_one();
         Err(failure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::super::RedisCache;
+    use super::super::fake::{Fake, TIMEOUT};
+    use crate::cache::{Cache, CacheError};
+    use crate::shield::State;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_the_last_of_many_round_trips_is_missed() {
+        let mut fake = Fake::start("UNLINK");
+        let cache = RedisCache::over(fake.shared(None), None);
+        cache.connected(Duration::from_secs(10)).await;
+        assert_eq!(cache.memory().breaker, Some(State::HalfOpen), "one timeout is enough");
+        let keys: Vec<String> = (0..1_001).map(|id| id.to_string()).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let (outcome, ()) = tokio::join!(cache.invalidate(&keys), async {
+            fake.heard().await;
+            advance(TIMEOUT / 4 * 3).await;
+            fake.answer();
+            fake.heard().await;
+            advance(TIMEOUT + Duration::from_millis(10)).await;
+        });
+        assert_eq!(outcome, Err(CacheError::TimedOut));
+        assert_eq!(cache.memory().breaker, Some(State::Open), "this process did not stand still");
     }
 }

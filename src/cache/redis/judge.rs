@@ -10,13 +10,6 @@ use crate::cache::lane::Deadlines;
 use crate::cache::{CacheError, Lookup, Place};
 
 impl RedisCache {
-    /// Whether what is read under these deadlines is known to be current. An entry that may be strict is of no use
-    /// otherwise.
-    pub(super) fn usable(&self, deadlines: Deadlines, place: &Place<'_>) -> Result<bool, CacheError> {
-        let verified = self.shared.debts.verified(deadlines)?;
-        if verified || !place.strict { Ok(verified) } else { Err(CacheError::Untrusted) }
-    }
-
     /// What an entry must carry to be of use; `None`: nothing here is, since the key may have been another node's.
     pub(super) fn tag(live: &Live, place: &Place<'_>, groups: &[u64]) -> Option<u64> {
         let control = live.standing.control.load();
@@ -67,7 +60,7 @@ impl RedisCache {
             pipe.cmd("GET").arg(&*self.shared.spell(group));
         }
         let mut values = self.ask_all(live, &pipe).await?;
-        let verified = places.first().map_or(Ok(true), |first| self.usable(deadlines, first))?;
+        let verified = places.first().map_or(Ok(true), |first| self.shared.usable(deadlines, first))?;
         let groups: Option<Vec<u64>> = values.drain(places.len()..).map(|reply| number(&reply)).collect();
         let judge = |(place, value)| self.judge(live, place, groups.as_deref(), value, verified);
         places.iter().zip(values).map(judge).collect()

@@ -5,22 +5,22 @@
 //! connection, because a dead multiplexed connection never recovers by itself.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use deadpool_redis::Connection;
+use redis::Pipeline;
 use redis::aio::MultiplexedConnection;
 
 use super::look::{Seen, look, register};
 use super::shared::{Made, Peer, Shared};
+use super::trust::{Clocks, Look};
 use crate::cache::control::field;
-use crate::cache::lane::{Debts, Engine, Failed, Standing, Wait, now_ms};
+use crate::cache::entry::Fence;
+use crate::cache::lane::{Engine, Failed, PATIENCE, Standing, Wait, now_ms};
 use crate::cache::slots::{self, Slots, Tenure};
-
-/// Two clocks that run alike may differ by this much between two looks, in milliseconds.
-const DRIFT: u64 = 5;
 
 /// A connection that answers.
 pub(super) struct Live {
@@ -28,12 +28,7 @@ pub(super) struct Live {
     pub(super) standing: Standing,
     /// When the watermark was taken that the last look found.
     taken: AtomicU64,
-    /// Only a watermark that was taken later is believed: the server's time at the first look, or at the last one that
-    /// found its clock set back.
-    believed: AtomicU64,
-    /// The server's time at the last look, and this process's when its reply was there; zero: no look yet.
-    last_now: AtomicU64,
-    last_seen: AtomicU64,
+    clocks: Mutex<Clocks>,
     /// The server's clock less this process's, in milliseconds.
     clock: AtomicI64,
     peer: Peer,
@@ -48,9 +43,7 @@ impl Live {
             conn: made.conn.clone(),
             standing: Standing::new(),
             taken: AtomicU64::new(0),
-            believed: AtomicU64::new(0),
-            last_now: AtomicU64::new(0),
-            last_seen: AtomicU64::new(0),
+            clocks: Mutex::default(),
             clock: AtomicI64::new(0),
             peer: made.peer.clone(),
             set_nx_get: made.set_nx_get,
@@ -85,19 +78,22 @@ impl Live {
     }
 
     pub(super) fn learn(&self, shared: &Shared, seen: Seen) {
-        let (now, is_first) = (now_ms(), self.standing.deadlines().looked == 0);
+        let (came, is_first) = (now_ms(), self.standing.deadlines().looked == 0);
         // A reply that lay unread for a while says less of the server's clock than those before it.
-        let is_late = now.saturating_sub(seen.sent) > u64::try_from(shared.timeout.as_millis()).unwrap_or(u64::MAX);
+        let is_late = came.saturating_sub(seen.sent) > u64::try_from(shared.timeout.as_millis()).unwrap_or(u64::MAX);
         if is_first || !is_late {
-            let middle = seen.sent.midpoint(now);
+            let middle = seen.sent.midpoint(came);
             self.clock.store(seen.now.cast_signed().wrapping_sub(middle.cast_signed()), Ordering::Relaxed);
         }
-        let until = self.judge(shared, &seen, is_late);
+        let until = self.judge(shared, &seen, came, is_late);
         self.standing.learn(seen.sent, seen.control, until);
     }
 
     /// Until when what is here is current enough, and until when it is known to be what it says.
-    fn judge(&self, shared: &Shared, seen: &Seen, is_late: bool) -> (u64, u64) {
+    fn judge(&self, shared: &Shared, seen: &Seen, came: u64, is_late: bool) -> (u64, u64) {
+        if self.is_another_member(shared, seen) {
+            return (0, 0);
+        }
         let looked = Standing::known_after(seen.sent);
         let Some(max_staleness) = shared.max_staleness else { return (looked, looked) };
         let control = &seen.control;
@@ -107,25 +103,13 @@ impl Live {
             self.taken.store(0, Ordering::Relaxed);
             return (0, 0);
         }
-        let before = self.taken.swap(control.taken, Ordering::Relaxed);
-        // Clocks step. What was taken before this connection's first look, or before a step back, says nothing of its age.
-        let last = self.last_now.load(Ordering::Relaxed);
-        let passed = seen.sent.saturating_sub(self.last_seen.load(Ordering::Relaxed));
-        // Between the server's time of a late reply and ours there may be all that this process missed: a step back as
-        // long as that would not be seen.
-        if !is_late {
-            self.last_now.store(seen.now, Ordering::Relaxed);
-            self.last_seen.store(now_ms(), Ordering::Relaxed);
-        }
-        if last == 0 || seen.now + DRIFT < last + passed {
-            self.believed.store(seen.now, Ordering::Relaxed);
-        }
-        if control.taken <= self.believed.load(Ordering::Relaxed) || control.taken > seen.now {
-            return (0, looked);
-        }
-        let trust = seen.sent.saturating_add(max_staleness).saturating_sub(seen.now - control.taken);
+        let moved = self.taken.swap(control.taken, Ordering::Relaxed) != control.taken;
+        let look = Look { sent: seen.sent, came, is_late, now: seen.now, taken: control.taken };
+        let mut clocks = self.clocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(age) = clocks.learn(look, moved) else { return (0, looked) };
+        let trust = seen.sent.saturating_add(max_staleness).saturating_sub(age);
         // The same watermark gives no more time than it gave before, whatever the server's clock did.
-        let trust = if before == control.taken { trust.min(self.standing.deadlines().trust) } else { trust };
+        let trust = if moved { trust } else { trust.min(self.standing.deadlines().trust) };
         (trust, looked)
     }
 }
@@ -135,18 +119,6 @@ impl Engine for Shared {
     type Link = Connection;
 
     const PATIENCE: Duration = Duration::from_millis(50);
-
-    fn debts(&self) -> &Debts {
-        &self.debts
-    }
-
-    fn address(&self) -> &str {
-        &self.address
-    }
-
-    fn timeout(&self) -> Duration {
-        self.timeout
-    }
 
     fn pace(&self) -> Duration {
         Duration::from_millis(100)
@@ -166,12 +138,24 @@ impl Engine for Shared {
         // A server that evicts whatever it is given must not keep us here.
         for _ in 0..3 {
             let seen = looked(self, live).await?;
-            let wait = Wait::new(self.timeout);
-            if follow(self, live, seen).await.map_err(|error| judge(live, error).unless(wait))? {
+            let mut wait = Wait::new(self.timeout);
+            if follow(self, live, seen, &mut wait).await.map_err(|error| judge(live, error).unless(wait))? {
                 return Ok(());
             }
         }
         Err(judge(live, anyhow::anyhow!("the control key {} does not stay in the cache", self.control_key)))
+    }
+
+    async fn give_back(&self, live: &Live, held: &[(String, Fence)]) -> anyhow::Result<()> {
+        let mut pipe = Pipeline::with_capacity(held.len());
+        for (key, fence) in held {
+            pipe.add_command(self.scripts.release(key, &fence.0));
+        }
+        let mut conn = live.conn.clone();
+        // What nobody waits for may never be sent.
+        conn.set_response_timeout(PATIENCE);
+        conn.send_packed_commands(&pipe, 0, pipe.len()).await?;
+        Ok(())
     }
 
     fn close(link: Connection, _: &Live) {
@@ -207,8 +191,8 @@ pub(super) async fn looked(shared: &Shared, live: &Live) -> Result<Seen, Failed>
     }
 }
 
-/// What follows from a look; false: another look does.
-async fn follow(shared: &Shared, live: &Live, seen: Seen) -> anyhow::Result<bool> {
+/// What follows from a look; false: another look does. `wait` begins anew with each round trip.
+async fn follow(shared: &Shared, live: &Live, seen: Seen, wait: &mut Wait) -> anyhow::Result<bool> {
     let mut conn = live.conn.clone();
     let before = seen.control.tenure.as_ref();
     let next = seen.holdings.as_ref().map(|now| Tenure::next(before, now));
@@ -237,12 +221,134 @@ async fn follow(shared: &Shared, live: &Live, seen: Seen) -> anyhow::Result<bool
         live.standing.doubt();
         return Ok(false);
     }
-    let strange = live.is_another_member(shared, &seen);
     live.learn(shared, seen);
-    if strange {
-        live.standing.mistrust();
-    }
     let control = live.standing.control.load_full();
-    shared.deliver(&mut conn, &control).await?;
+    shared.deliver(&mut conn, &control, wait).await?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Weak};
+    use std::time::Duration;
+
+    use tokio::task::yield_now;
+    use tokio::time::advance;
+
+    use super::super::fake::{Fake, TIMEOUT};
+    use super::super::look::Seen;
+    use super::super::shared::{Door, Member, Shared};
+    use super::{Live, looked};
+    use crate::cache::control::{Control, Ids};
+    use crate::cache::lane::{Engine, Failed, now_ms};
+    use crate::cache::slots::{self, Holdings, Slots, Tenure};
+
+    /// How far the server's clock is ahead.
+    const AHEAD: u64 = 60_000;
+
+    /// All that waits finds its time over, and nothing more has come.
+    async fn stand_still(time: Duration) {
+        advance(time).await;
+        for _ in 0..10 {
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_when_a_process_that_stood_still_goes_on_was_in_time() {
+        let mut fake = Fake::start("HGETALL");
+        let shared = fake.shared(None);
+        let (_link, live) = Engine::connect(&*shared).await.expect("it is there");
+        let (seen, ()) = tokio::join!(looked(&shared, &live), async {
+            fake.heard().await;
+            stand_still(Duration::from_mins(1)).await;
+            fake.answer();
+        });
+        assert!(seen.is_ok(), "{:?}", seen.err());
+    }
+
+    /// What becomes of a turn that delivers what is owed, of whose round trips each takes so long and the last is not
+    /// answered.
+    async fn delivering(times: &[Duration]) -> Result<(), Failed> {
+        let mut fake = Fake::start("UNLINK");
+        let shared = fake.shared(None);
+        let (_link, live) = Engine::connect(&*shared).await.expect("it is there");
+        let keys: Vec<String> = (0..times.len() * 1_000).map(|id| id.to_string()).collect();
+        shared.debts.owe(&keys.iter().map(String::as_str).collect::<Vec<_>>(), false);
+        let (outcome, ()) = tokio::join!(shared.turn(&live), async {
+            for (number, time) in times.iter().enumerate() {
+                if number > 0 {
+                    fake.answer();
+                }
+                fake.heard().await;
+                stand_still(*time).await;
+            }
+        });
+        outcome
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_from_a_look_may_be_late_because_this_process_stood_still() {
+        let late = TIMEOUT + Duration::from_millis(10);
+        assert!(matches!(delivering(&[late]).await, Err(Failed::TimedOut)), "it was the server");
+        assert!(matches!(delivering(&[TIMEOUT * 2]).await, Err(Failed::StoodStill)), "it was this process");
+        assert!(matches!(delivering(&[TIMEOUT / 4 * 3, late]).await, Err(Failed::TimedOut)), "each has its time");
+    }
+
+    /// A look that was sent then, while the server's clock was so far ahead, finds what was taken just before.
+    fn seen(sent: u64, ahead: u64) -> Seen {
+        let (now, ids) = (sent + ahead, Ids { run: "one".to_owned(), replication: "one".to_owned() });
+        let control =
+            Control { epoch: 1, point: "1".to_owned(), taken: now - 1, ids: ids.clone(), ..Control::default() };
+        Seen { control, ids, holdings: None, now, sent }
+    }
+
+    /// Connected, with a first look that was in time.
+    async fn followed(fake: &Fake) -> (Arc<Shared>, Live) {
+        let shared = fake.shared(Some(Duration::from_secs(1)));
+        let (_link, live) = Engine::connect(&*shared).await.expect("it is there");
+        live.learn(&shared, seen(now_ms(), AHEAD));
+        (shared, live)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_lay_unread_hides_no_step_of_the_servers_clock() {
+        let (shared, live) = followed(&Fake::start("nothing")).await;
+        std::thread::sleep(Duration::from_millis(2));
+        live.learn(&shared, seen(now_ms(), AHEAD));
+        let late = seen(now_ms(), AHEAD);
+        // By now the clock has been set back by most of the time that has passed.
+        std::thread::sleep(TIMEOUT * 3);
+        live.learn(&shared, late);
+        live.learn(&shared, seen(now_ms(), AHEAD - 250));
+        assert_eq!(live.standing.deadlines().trust, 0, "nobody knows how old that is");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_has_come_to_have_other_keys_of_its_own_is_not_trusted_for_a_moment() {
+        let fake = Fake::start("nothing");
+        let slots = |from: u16| {
+            let mut slots = Slots::default();
+            slots.add(from, from + 9);
+            slots
+        };
+        let elected = slots::elect(&slots(0)).expect("it has slots");
+        let member = Member { elected, tag: slots::tag(elected), cluster: Weak::new(), away: Arc::default() };
+        let config = fake.config();
+        let door = Door::new(&config, config.url.expose()).expect("sound");
+        let shared = Shared::of_cluster(&config, Some(Duration::from_secs(1)), door, member).expect("sound");
+        let (_link, live) = Engine::connect(&shared).await.expect("it is there");
+        let look = |from| {
+            let mut seen = seen(now_ms(), AHEAD);
+            let holdings = Holdings { owned: slots(from), leaving: Slots::default() };
+            seen.control.tenure = Some(Tenure::fresh(&holdings));
+            seen.holdings = Some(holdings);
+            live.learn(&shared, seen);
+            let deadlines = live.standing.deadlines();
+            (deadlines.trust > 0, deadlines.known > 0)
+        };
+        while look(0) != (true, true) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(look(20), (false, false));
+    }
 }

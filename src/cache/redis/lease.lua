@@ -13,7 +13,9 @@ if not held or #held < 84 or string.sub(held, 1, 2) ~= string.sub(ARGV[1], 1, 2)
   return fill()
 end
 local state = string.sub(held, 3, 3)
-if state == 'P' then return {'wait'} end
+-- Where the server forgets its scripts between two commands of a batch, those that ran are sent again with those that did not.
+local own = string.sub(held, 5, 20) == string.sub(ARGV[1], 5, 20)
+if state == 'P' then return {own and 'fill' or 'wait'} end
 if state ~= 'V' then return {'past'} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -24,7 +26,7 @@ if string.sub(held, 21, 28) ~= string.sub(ARGV[1], 21, 28) then
   return fill()
 end
 if struct.unpack('<I8', held, 37) > now and struct.unpack('<I8', held, 45) ~= tonumber(ARGV[3]) then return {'hit', held} end
-if struct.unpack('<I8', held, 53) > now then return {'wait', held} end
+if struct.unpack('<I8', held, 53) > now and not own then return {'wait', held} end
 redis.call('SETRANGE', KEYS[1], 4, string.sub(ARGV[1], 5, 20))
 redis.call('SETRANGE', KEYS[1], 52, struct.pack('<I8', now + ARGV[2]))
 -- For as long as the refresh may come, the fence is there.

@@ -1,6 +1,5 @@
 //! Leases: a plain `SET NX GET` where nothing is there, a script where something is.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,72 +10,10 @@ use super::lane::Live;
 use super::operations::millis;
 use super::shared::Shared;
 use crate::cache::entry::{self, Entry, Fence, Held};
-use crate::cache::lane::{Deadlines, PATIENCE};
+use crate::cache::lane::Asked;
 use crate::cache::{CacheError, Lease, Lookup, Place, Ticket};
 
-/// Leases that the server may have given. Dropped before they are known to be somebody's, they are given back.
-pub(super) struct Asked<'a> {
-    shared: &'a Arc<Shared>,
-    live: &'a Live,
-    fences: Vec<(&'a str, Fence)>,
-}
-
-impl<'a> Asked<'a> {
-    pub(super) fn new(shared: &'a Arc<Shared>, live: &'a Live) -> Self {
-        Self { shared, live, fences: Vec::new() }
-    }
-
-    /// This fence is about to be sent.
-    pub(super) fn note(&mut self, key: &'a str, fence: Fence) {
-        self.fences.push((key, fence));
-    }
-
-    /// Whoever asked knows what was given.
-    pub(super) fn settled(mut self) {
-        self.fences.clear();
-    }
-}
-
-impl Drop for Asked<'_> {
-    fn drop(&mut self) {
-        if self.fences.is_empty() {
-            return;
-        }
-        let mut pipe = Pipeline::with_capacity(self.fences.len());
-        for (key, fence) in &self.fences {
-            pipe.add_command(self.shared.scripts.release(key, &fence.0));
-        }
-        let mut conn = self.live.conn.clone();
-        // What nobody waits for may never be sent.
-        conn.set_response_timeout(PATIENCE);
-        self.shared.returns.begin(async move {
-            let count = pipe.len();
-            if let Err(error) = conn.send_packed_commands(&pipe, 0, count).await {
-                tracing::debug!(%error, count, "leases that nobody has could not be given back");
-            }
-        });
-    }
-}
-
 impl RedisCache {
-    /// What leases found is only as good as it is when it is used.
-    pub(super) fn still(
-        &self,
-        mut leases: Vec<Lease>,
-        deadlines: Deadlines,
-        place: &Place<'_>,
-    ) -> Result<Vec<Lease>, CacheError> {
-        let verified = self.usable(deadlines, place)?;
-        for lease in &mut leases {
-            if let Lease::Hit(entry) | Lease::Fill { stale: Some(entry), .. } | Lease::Wait { stale: Some(entry) } =
-                lease
-            {
-                entry.verified &= verified;
-            }
-        }
-        Ok(leases)
-    }
-
     /// Leases on entries that are this server's to keep.
     pub(super) async fn lease_here<'a>(
         &self,
@@ -84,7 +21,7 @@ impl RedisCache {
         places: &[Place<'a>],
         groups: &[u64],
         (lock, verified): (Duration, bool),
-        asked: &mut Asked<'a>,
+        asked: &mut Asked<'a, Shared>,
     ) -> Result<Vec<Lease>, CacheError> {
         if !live.set_nx_get {
             return self.lease_by_script(live, places, groups, (lock, verified), asked).await;
@@ -135,7 +72,7 @@ impl RedisCache {
         places: &[Place<'a>],
         groups: &[u64],
         (lock, verified): (Duration, bool),
-        asked: &mut Asked<'a>,
+        asked: &mut Asked<'a, Shared>,
     ) -> Result<Vec<Lease>, CacheError> {
         let mut pipe = Pipeline::with_capacity(places.len());
         let mut tickets = Vec::with_capacity(places.len());

@@ -6,6 +6,8 @@
 pub mod cluster;
 
 mod ask;
+#[cfg(test)]
+mod fake;
 mod filter;
 mod judge;
 mod lane;
@@ -22,6 +24,7 @@ mod sentinel;
 mod shared;
 mod tier;
 mod trouble;
+mod trust;
 mod unlink;
 
 use std::collections::HashMap;

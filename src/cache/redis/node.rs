@@ -11,7 +11,7 @@ use super::look::{self, Seen};
 use super::shared::{Made, Peer, Shared, shared_by_many};
 use super::unlink;
 use crate::cache::control::field;
-use crate::cache::lane::now_ms;
+use crate::cache::lane::{Wait, now_ms};
 use crate::cache::slots::{self, Tenure};
 use crate::cache::{CacheError, Looked, Node, Step};
 
@@ -127,9 +127,11 @@ impl Node for RedisNode {
                 // A slot that left or began to after the look: the next one will know.
                 let known =
                     |key: &&str| looked.holdings.as_ref().is_some_and(|now| now.leaving.contains(slots::slot(key)));
-                for not_here in
-                    [unlink::unlink(shared, conn, drop).await?, unlink::spare(shared, conn, spare, &[]).await?]
-                {
+                let mut wait = Wait::new(shared.timeout);
+                for not_here in [
+                    unlink::unlink(shared, conn, drop, &mut wait).await?,
+                    unlink::spare(shared, conn, spare, &[], &mut wait).await?,
+                ] {
                     let as_seen = not_here.moved.is_empty() && not_here.left.iter().all(known);
                     anyhow::ensure!(as_seen, "keys have left since the look");
                 }

@@ -7,11 +7,10 @@ use redis::{Cmd, Pipeline, Value};
 
 use super::RedisCache;
 use super::judge::number;
-use super::lease::Asked;
 use super::unlink::{self, NotHere};
 use crate::cache::control::field;
 use crate::cache::entry::{self, Fence};
-use crate::cache::lane::Wait;
+use crate::cache::lane::{Asked, Wait};
 use crate::cache::{Cache, CacheError, Fill, Filled, Inspection, Lease, Lookup, Place, Ticket};
 use crate::store;
 
@@ -29,7 +28,7 @@ impl Cache for RedisCache {
         let mut get = Cmd::with_capacity(2, 16 + place.key.len());
         get.arg("GET").arg(place.key);
         let value = self.ask(&live, get).await?;
-        let verified = self.usable(deadlines, &place)?;
+        let verified = self.shared.usable(deadlines, &place)?;
         let lookup = self.judge(&live, &place, Some(&[]), value, verified)?;
         self.keep_local(&live, &place, &lookup, noted);
         Ok(self.known_absent(&live, &place, lookup))
@@ -69,7 +68,7 @@ impl Cache for RedisCache {
         let (live, deadlines) = self.lane.ready().await?;
         // A lease on a memory that can't be trusted would only make others wait.
         let Some(first) = places.first() else { return Ok(Vec::new()) };
-        let verified = self.usable(deadlines, first)?;
+        let verified = self.shared.usable(deadlines, first)?;
         let groups = self.groups(&live, first).await?;
         let control = live.standing.control.load_full();
         let (indices, here): (Vec<usize>, Vec<Place<'_>>) =
@@ -85,7 +84,7 @@ impl Cache for RedisCache {
                 local.outdated(place.key);
             }
         }
-        let leases = self.still(leases, deadlines, first)?;
+        let leases = self.shared.still(leases, deadlines, first)?;
         asked.settled();
         Ok(leases)
     }
@@ -93,7 +92,8 @@ impl Cache for RedisCache {
     async fn renew(&self, held: &[(Place<'_>, Ticket)], lock: Duration) -> Result<(), CacheError> {
         let live = self.lane.live().await?;
         let mut pipe = Pipeline::with_capacity(held.len());
-        for (place, ticket) in held {
+        // What another connection gave will not be filled: nobody is to wait for it.
+        for (place, ticket) in held.iter().filter(|(_, ticket)| ticket.connection == live.standing.number) {
             pipe.add_command(self.shared.scripts.renew(place.key, &ticket.fence.0, millis(lock)));
         }
         self.scripts(&live, &pipe).await.map(drop)
@@ -105,7 +105,9 @@ impl Cache for RedisCache {
         let now = live.cache_now();
         if fills.iter().any(|(_, ticket, _)| ticket.connection != live.standing.number) {
             // Another memory may be at the other end by now, whose past the fence has come back from: what is stored
-            // there proves nothing. The lock ends by itself.
+            // there proves nothing. If it is the same, nobody need wait for the lock's end.
+            let held: Vec<_> = fills.iter().map(|(place, ticket, _)| (*place, *ticket)).collect();
+            self.release(&held).await?;
             return Ok(vec![Filled::Gone; fills.len()]);
         }
         let caught_up_with = self.shared.max_staleness.map(|_| store::origin(&live.standing.control.load().origin));
@@ -168,9 +170,9 @@ impl Cache for RedisCache {
         if keys.is_empty() {
             return Ok(());
         }
-        let (live, wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
+        let (live, mut wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
         let outcome = match &live {
-            Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys).await,
+            Ok(live) => unlink::unlink(&self.shared, &mut live.conn.clone(), keys, &mut wait).await,
             Err(_) => Ok(NotHere::default()),
         };
         self.told(live, outcome, (keys, false), wait)
@@ -196,10 +198,10 @@ impl Cache for RedisCache {
         if keys.is_empty() {
             return Ok(());
         }
-        let (live, wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
+        let (live, mut wait) = (self.lane.live().await, Wait::new(self.shared.timeout));
         let owner: &[u8] = owner.as_ref().map_or(&[], |owner| &owner.0);
         let outcome = match &live {
-            Ok(live) => unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner).await,
+            Ok(live) => unlink::spare(&self.shared, &mut live.conn.clone(), keys, owner, &mut wait).await,
             Err(_) => Ok(NotHere::default()),
         };
         self.told(live, outcome, (keys, true), wait)

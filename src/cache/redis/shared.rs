@@ -1,7 +1,8 @@
 //! What all connections of a process to one Redis have in common: how they are made, and what the process owes.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::ops::Deref;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -22,12 +23,12 @@ use super::script::Scripts;
 use super::sentinel::{self, Address, Sentinels};
 use super::{rights, trouble, unlink};
 use crate::cache::control::{Control, field};
-use crate::cache::lane::{Debts, Returns};
-use crate::catalog::Mapping;
+use crate::cache::lane::{Common, Debts, Wait};
 use crate::config;
 
 /// What all lanes of a process have in common.
 pub(super) struct Shared {
+    common: Common,
     /// The pool, and which server it leads to where Sentinels name one.
     pool: ArcSwap<(Option<Address>, Pool)>,
     pub(super) sentinels: Option<Sentinels>,
@@ -41,22 +42,16 @@ pub(super) struct Shared {
     pub(super) control_key: String,
     /// The stream of what rounds invalidated.
     pub(super) stream_key: String,
-    /// How far behind the database a hit may be, in milliseconds; `None`: nobody keeps this memory current.
-    pub(super) max_staleness: Option<u64>,
-    /// What must be registered before anything is used here, by fingerprint.
-    pub(super) mappings: ArcSwap<HashMap<String, Mapping>>,
-    pub(super) debts: Debts,
-    /// What is being given back that was perhaps given to nobody.
-    pub(super) returns: Returns,
     /// Why the last attempt to connect failed.
     pub(super) trouble: Mutex<Option<String>>,
-    pub(super) address: String,
-    /// The most that one operation may take.
-    pub(super) timeout: Duration,
-    /// What is packed would be at most this large, in bytes.
-    pub(super) max_entry: usize,
-    /// Larger payloads are packed, in bytes; `None`: none are.
-    pub(super) pack_above: Option<usize>,
+}
+
+impl Deref for Shared {
+    type Target = Common;
+
+    fn deref(&self) -> &Common {
+        &self.common
+    }
 }
 
 /// Who is at the other end of a connection.
@@ -175,6 +170,7 @@ impl Shared {
         let (control_key, stream_key) = (own("cache-aside:control"), own("cache-aside:changes"));
         let away = member.as_ref().map_or_else(Arc::default, |member| Arc::clone(&member.away));
         Ok(Self {
+            common: Common::new(config, max_staleness, address, Debts::beside(away)),
             pool: ArcSwap::from_pointee((None, pool(door.clone())?)),
             sentinels,
             member,
@@ -183,15 +179,7 @@ impl Shared {
             key_prefix: config.key_prefix.clone(),
             control_key,
             stream_key,
-            max_staleness: max_staleness.map(|longest| u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)),
-            mappings: ArcSwap::default(),
-            debts: Debts::beside(away),
-            returns: Returns::default(),
             trouble: Mutex::default(),
-            address,
-            timeout: config.timeout,
-            max_entry: config.max_entry,
-            pack_above: config.packs_above(),
         })
     }
 
@@ -281,8 +269,14 @@ impl Shared {
         }
     }
 
-    /// Delivers what is owed. Called after a look, over the connection that it went over.
-    pub(super) async fn deliver(&self, conn: &mut MultiplexedConnection, control: &Control) -> redis::RedisResult<()> {
+    /// Delivers what is owed. Called after a look, over the connection that it went over. `wait` begins anew with each
+    /// round trip.
+    pub(super) async fn deliver(
+        &self,
+        conn: &mut MultiplexedConnection,
+        control: &Control,
+        wait: &mut Wait,
+    ) -> redis::RedisResult<()> {
         let Some(due) = self.debts.due() else { return Ok(()) };
         if due.is_everything() {
             let mut renew = redis::cmd("HSET");
@@ -290,7 +284,8 @@ impl Shared {
             let () = renew.query_async(conn).await?;
         }
         let (dropped, spared) = (due.spared(false), due.spared(true));
-        let not_here = [unlink::unlink(self, conn, &dropped).await?, unlink::spare(self, conn, &spared, &[]).await?];
+        let not_here =
+            [unlink::unlink(self, conn, &dropped, wait).await?, unlink::spare(self, conn, &spared, &[], wait).await?];
         let mut elsewhere: HashSet<String> = HashSet::new();
         for not_here in not_here.iter().filter(|not_here| !not_here.is_harmless(control)) {
             elsewhere.extend(not_here.moved.iter().chain(&not_here.left).map(|key| (*key).to_owned()));
@@ -301,14 +296,6 @@ impl Shared {
             cluster.look_again();
         }
         Ok(())
-    }
-
-    /// Declares what is cached here and which changes concern it. Nothing is trusted before it is registered.
-    pub(super) fn declare(&self, mappings: HashMap<String, Mapping>) {
-        let before = self.mappings.swap(Arc::new(mappings));
-        if *before != **self.mappings.load() {
-            self.debts.mistrust();
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use redis::{Cmd, Pipeline, RedisResult, Value};
 use super::script::Scripts;
 use super::shared::Shared;
 use crate::cache::control::Control;
+use crate::cache::lane::Wait;
 
 /// Keys that one command drops.
 const CHUNK: usize = 1_000;
@@ -38,14 +39,16 @@ impl<'k> NotHere<'k> {
     }
 }
 
-/// Drops whatever is there.
+/// Drops whatever is there. `wait` begins anew with each round trip.
 pub(super) async fn unlink<'k, K: AsRef<str>>(
     shared: &Shared,
     conn: &mut MultiplexedConnection,
     keys: &'k [K],
+    wait: &mut Wait,
 ) -> RedisResult<NotHere<'k>> {
     let mut not_here = NotHere::default();
     for some in keys.chunks(CHUNK) {
+        *wait = Wait::new(shared.timeout);
         if shared.member.is_some() {
             let commands = some.iter().map(|key| {
                 let mut unlink = redis::cmd("UNLINK");
@@ -70,9 +73,11 @@ pub(super) async fn spare<'k, K: AsRef<str>>(
     conn: &mut MultiplexedConnection,
     keys: &'k [K],
     owner: &[u8],
+    wait: &mut Wait,
 ) -> RedisResult<NotHere<'k>> {
     let mut not_here = NotHere::default();
     for some in keys.chunks(CHUNK) {
+        *wait = Wait::new(shared.timeout);
         let scripts = &shared.scripts;
         let commands = || some.iter().map(|key| scripts.spare(&shared.spell(key.as_ref()), owner)).collect();
         not_here.add(match send(conn, some, commands()).await {
@@ -80,7 +85,9 @@ pub(super) async fn spare<'k, K: AsRef<str>>(
                 // The server has forgotten it: they are loaded and sent once more.
                 let mut load = Pipeline::new();
                 Scripts::load(&mut load);
+                *wait = Wait::new(shared.timeout);
                 load.exec_async(conn).await?;
+                *wait = Wait::new(shared.timeout);
                 send(conn, some, commands()).await?
             }
             outcome => outcome?,
