@@ -93,8 +93,8 @@ pub(super) struct Passenger {
 pub(super) enum Arrived {
     /// With something this passenger may have.
     Covered(Landing),
-    /// With something that may be older than this passenger's question: ask again.
-    TooEarly,
+    /// With something that may be older than this passenger's question: ask again. `cached`: it was in the cache then.
+    TooEarly { cached: bool },
     /// Without a landing: its pilot is gone. Ask again; nobody inherits a panic.
     Lost,
 }
@@ -105,7 +105,10 @@ impl Passenger {
         let Ok(landing) = self.landing.wait_for(Option::is_some).await else { return Arrived::Lost };
         match landing.as_ref() {
             Some(landing) if self.step < landing.covers => Arrived::Covered(landing.clone()),
-            Some(_) => Arrived::TooEarly,
+            Some(landing) => {
+                let cached = |landed: &Landed| landed.stored || landed.source == Source::Cache;
+                Arrived::TooEarly { cached: landing.result.as_ref().is_ok_and(cached) }
+            }
             None => Arrived::Lost,
         }
     }

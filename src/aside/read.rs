@@ -1,5 +1,6 @@
 //! One read.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,36 +54,45 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
             path = self.invalidated(target).await;
         }
         let mut lost = 0;
-        let mut late = false;
+        let mut look = Look::Unless;
+        let mut looked = Instant::now();
         loop {
-            let looked = Instant::now();
-            let mut doubtful = false;
-            // What is being loaded here was not in the cache: ten thousand who ask for it at once ask the flight first.
-            let open = (path == Path::Lookup && !late && !ask.only_if_cached)
+            let before = mem::replace(&mut looked, Instant::now());
+            let (mut doubtful, mut past) = (false, path == Path::Bypass);
+            // A refresh looks again only if it was too late for somebody else's load: what it then finds was loaded after its own
+            // invalidation.
+            let through = matches!(path, Path::Lookup | Path::Again);
+            let open = (path == Path::Lookup && look == Look::Unless && !ask.only_if_cached)
                 .then(|| self.core.flights.board_if_open(target.entry()))
                 .flatten();
-            let unseen = open.is_some();
-            // A refresh looks again only if it was too late for somebody else's load: what it then finds was loaded
-            // after its own invalidation.
-            if !unseen && matches!(path, Path::Lookup | Path::Again) {
+            let mut seen = false;
+            if open.is_none() && through && look != Look::Shared {
                 match self.core.asked("get", self.cache.read(self.core.place(target, looked))).await {
                     Ok(Lookup::Fresh(entry)) => return Ok(self.hit(target, ask, entry, looked)),
                     Err(error) if is_own(error) => {
                         doubtful = !self.core.cache.answered_since(target.entry(), looked);
                     }
-                    Err(_) => path = Path::Bypass,
-                    Ok(_) => {}
+                    // Nor does it say anything of the cache that this connection was not looked after in time.
+                    Ok(_) | Err(CacheError::Untrusted) => {}
+                    Err(_) => past = true,
                 }
+                seen = true;
             }
             if ask.only_if_cached {
                 return Err(ReadError::NotCached);
+            }
+            if look == Look::Shared {
+                // Has it said anything while he waited?
+                doubtful = !self.core.cache.answered_since(target.entry(), before);
             }
             let cache = looked.elapsed();
             let (led, mut passenger) = open.map_or_else(|| self.core.board(target), |passenger| (None, passenger));
             let leads = led.is_some();
             if let Some(led) = led {
-                self.core.fly(vec![led], self.core.way(path, doubtful), late);
+                let way = if past { Way::Past } else { self.core.way(doubtful) };
+                self.core.fly(vec![led], way, look != Look::Unless);
             }
+            let unseen = through && !seen && !leads;
             let mut arrived = None;
             if unseen {
                 // But another process may have stored it since, and this flight may be slower, or fail.
@@ -100,11 +110,11 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                 None => timeout_at(ask.deadline, passenger.arrive()).await.map_err(|_| ReadError::TimedOut)?,
             };
             match arrived {
-                Arrived::Covered(landing) if unseen && landing.result.is_err() => late = true,
+                Arrived::Covered(landing) if unseen && landing.result.is_err() => look = Look::Own,
                 Arrived::Covered(landing) => return self.core.arrived(target, path, landing, leads, cache),
-                Arrived::TooEarly => {
+                Arrived::TooEarly { cached } => {
                     path = path.again();
-                    late = true;
+                    look = if cached { Look::Own } else { Look::Shared };
                 }
                 Arrived::Lost => {
                     lost += 1;
@@ -149,6 +159,19 @@ pub(super) fn is_own(error: CacheError) -> bool {
     matches!(error, CacheError::TimedOut | CacheError::Disconnected)
 }
 
+/// Who asks the cache for a reader that goes through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// He himself, unless it is being loaded here. What is was not in the cache: ten thousand who ask for it at once ask the
+    /// flight first.
+    Unless,
+    /// He himself.
+    Own,
+    /// The next flight, by its lease, for all who were too late for one that has left nothing in the cache. They are awake in
+    /// the same moment: if each of them looked, those who are answered last would be too late for that flight too.
+    Shared,
+}
+
 /// Which way a read goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Path {
@@ -174,7 +197,6 @@ impl Path {
     pub(super) fn again(self) -> Self {
         match self {
             Self::Refresh => Self::Again,
-            // A cache that could not be asked may be back.
             other => other,
         }
     }
@@ -194,17 +216,14 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Core<C, S> {
         }
     }
 
-    /// Which way the flight of such a read goes.
+    /// Which way the flight of a read goes that may go through the cache.
     ///
     /// `doubtful`: its lookup failed, and the cache has answered nothing else meanwhile.
-    pub(super) fn way(&self, path: Path, doubtful: bool) -> Way {
-        match (path, doubtful) {
-            (Path::Bypass, _) => Way::Past,
-            (_, false) => Way::Through(None),
-            (_, true) => {
-                Arc::clone(&self.probes).try_acquire_owned().map_or(Way::Past, |probe| Way::Through(Some(probe)))
-            }
+    pub(super) fn way(&self, doubtful: bool) -> Way {
+        if !doubtful {
+            return Way::Through(None);
         }
+        Arc::clone(&self.probes).try_acquire_owned().map_or(Way::Past, |probe| Way::Through(Some(probe)))
     }
 
     /// Starts flights that no request's end can stop.

@@ -6,10 +6,11 @@ use std::time::Instant;
 use tokio::time::timeout_at;
 
 use super::answer::{Answer, Ask, ReadError, Status};
+use super::lease::Way;
 use super::flight::Arrived;
 use super::read::{LOST, Path, is_own};
 use super::{Aside, refresh};
-use crate::cache::{Cache, Lookup, Place};
+use crate::cache::{Cache, CacheError, Lookup, Place};
 use crate::catalog::Target;
 use crate::store::Load;
 use crate::telemetry::Outcome;
@@ -63,7 +64,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
         let mut lost = 0;
         for round in 0.. {
             let looked = Instant::now();
-            let mut doubtful = false;
+            let (mut doubtful, mut past) = (false, path == Path::Bypass);
             if matches!(path, Path::Lookup | Path::Again) {
                 let asked: Vec<Place<'_>> =
                     open.iter().map(|index| self.core.place(distinct[*index], looked)).collect();
@@ -89,7 +90,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                         let first = open.first().map(|index| distinct[*index].entry());
                         doubtful = first.is_some_and(|entry| !self.core.cache.answered_since(entry, looked));
                     }
-                    Err(_) => path = Path::Bypass,
+                    Err(CacheError::Untrusted) => {}
+                    Err(_) => past = true,
                 }
             }
             if open.is_empty() {
@@ -107,7 +109,8 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                 led.extend(pilot);
             }
             if !led.is_empty() {
-                self.core.fly(led, self.core.way(path, doubtful), round > 0);
+                let way = if past { Way::Past } else { self.core.way(doubtful) };
+                self.core.fly(led, way, round > 0);
             }
             let mut lost_one = false;
             for (index, leads, mut passenger) in passengers {
@@ -116,7 +119,7 @@ impl<C: Cache + Clone + 'static, S: Load + 'static> Aside<C, S> {
                     Arrived::Covered(landing) => {
                         answers[index] = Some(self.core.arrived(distinct[index], path, landing, leads, cache)?);
                     }
-                    Arrived::TooEarly => {}
+                    Arrived::TooEarly { .. } => {}
                     Arrived::Lost => lost_one = true,
                 }
             }

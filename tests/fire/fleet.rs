@@ -1,5 +1,6 @@
 //! Replicas of the service as they are run, with servers of their own, and a database that knows how often it was asked.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -150,9 +151,19 @@ impl Fleet {
         sum
     }
 
-    /// The sum of a metric's lines of one replica.
-    pub async fn of(&self, replica: usize, metric: &str) -> f64 {
-        values(&self.apps[replica].get("/metrics").await.text, metric).sum()
+    /// The sums of a metric's lines of these replicas, by the value of a label.
+    pub async fn by(&self, replicas: &[usize], metric: &str, label: &str) -> BTreeMap<String, f64> {
+        let label = format!("{label}=\"");
+        let mut sums = BTreeMap::new();
+        for replica in replicas {
+            let text = self.apps[*replica].get("/metrics").await.text;
+            for line in text.lines().filter(|line| line.starts_with(metric)) {
+                let name = line.split_once(&label).and_then(|(_, rest)| Some(rest.split_once('"')?.0.to_owned()));
+                let value = line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+                *sums.entry(name.unwrap_or_default()).or_default() += value.unwrap_or_default();
+            }
+        }
+        sums
     }
 
     /// How many connections to the database the replicas have.
@@ -201,21 +212,22 @@ impl Fleet {
         });
         Watch { began, samples, task }
     }
-
-    /// Ends what works on a load in the database, and says how many there were.
-    pub async fn terminate_loads(&self) -> i64 {
-        let sql = format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {LOADS}");
-        self.database.client().await.query_one(&sql, &[]).await.expect("one row comes").get(0)
-    }
 }
 
 pub fn address(app: &App) -> SocketAddr {
     app.url.trim_start_matches("http://").parse().expect("it listens on an address")
 }
 
-async fn evaluations(client: &tokio_postgres::Client) -> i64 {
+/// How many rows of `thing` the database has read.
+pub async fn evaluations(client: &tokio_postgres::Client) -> i64 {
     let row = client.query_one("SELECT last_value - (NOT is_called)::int FROM evaluations", &[]).await;
     row.expect("the sequence is there").get(0)
+}
+
+/// Ends what works on a load in the database, and says how many there were.
+pub async fn terminate_loads(client: &tokio_postgres::Client) -> i64 {
+    let sql = format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {LOADS}");
+    client.query_one(&sql, &[]).await.expect("one row comes").get(0)
 }
 
 /// The values of all lines of a metric.

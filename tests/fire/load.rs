@@ -337,11 +337,22 @@ impl Line {
 pub struct Shot {
     pub replica: usize,
     pub how: How,
+    /// `None`: there was no answer.
+    pub status: Option<u16>,
     pub took: Duration,
 }
 
-/// Connections that are open and have asked nothing, spread over the replicas.
+/// Connections that were let in, spread over the replicas.
 pub struct Volley(Vec<(usize, Wire)>);
+
+/// A connection that a replica has let in: one that the kernel keeps in its queue is open too. Whoever was answered once may
+/// also take his time; who asks nothing for five seconds is sent away before that.
+pub async fn let_in(address: SocketAddr) -> Wire {
+    let mut wire = Wire::open(address).await.expect("a connection can be made");
+    let reply = wire.ask(&get("/livez")).await.expect("it is let in");
+    assert_eq!(reply.status, 200, "it lives");
+    wire
+}
 
 impl Volley {
     pub async fn load(addresses: &[SocketAddr], connections: usize) -> Self {
@@ -350,16 +361,13 @@ impl Volley {
         for place in 0..connections {
             let replica = place % addresses.len();
             let address = addresses[replica];
-            opening.spawn(async move { Wire::open(address).await.map(|wire| (replica, wire)) });
+            opening.spawn(async move { (replica, let_in(address).await) });
             // More at once would fill the queue of those that were not let in yet.
             while opening.len() >= 64 {
-                let opened = opening.join_next().await.expect("there are some").expect("no reader panics");
-                open.push(opened.expect("a connection can be made"));
+                open.push(opening.join_next().await.expect("there are some").expect("no reader panics"));
             }
         }
-        for opened in opening.join_all().await {
-            open.push(opened.expect("a connection can be made"));
-        }
+        open.extend(opening.join_all().await);
         Self(open)
     }
 
@@ -373,8 +381,9 @@ impl Volley {
         for (replica, mut wire) in self.0 {
             let request = Arc::clone(&request);
             shots.spawn(async move {
-                let reply = wire.ask(&request).await;
-                let shot = Shot { replica, how: reply.map_or(How::Failed, |reply| reply.how), took: began.elapsed() };
+                let reply = wire.ask(&request).await.ok();
+                let how = reply.map_or(How::Failed, |reply| reply.how);
+                let shot = Shot { replica, how, status: reply.map(|reply| reply.status), took: began.elapsed() };
                 // The connections stay open until all are answered: closing them is no part of it.
                 (shot, wire)
             });

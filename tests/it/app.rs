@@ -199,8 +199,11 @@ impl App {
 
     /// Sends a signal by name.
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
-        assert!(sent.expect("kill runs").success());
+        signal(self.pid(), name);
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The CPU time that it has used, in seconds, to the hundredth.
@@ -240,6 +243,12 @@ impl Drop for App {
             let _ = writeln!(std::io::stderr(), "--- log of the service\n{}", self.log());
         }
     }
+}
+
+/// Sends a signal by name.
+pub fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success());
 }
 
 /// Runs a command of the program with this configuration, whatever comes of it.

@@ -195,6 +195,7 @@ impl Postgres {
 }
 
 /// A database of a test's own; it goes when its server goes.
+#[derive(Clone)]
 pub struct Database {
     pub url: String,
     pub name: String,

@@ -27,6 +27,8 @@ enum Fate {
     Lost,
     /// There is no connection.
     Away,
+    /// It is not trusted.
+    Untrusted,
 }
 
 impl Fate {
@@ -34,6 +36,7 @@ impl Fate {
         match self {
             Self::Answered => return work.await,
             Self::Away => return Err(CacheError::Disconnected),
+            Self::Untrusted => return Err(CacheError::Untrusted),
             Self::Late => drop(work.await),
             Self::Lost => {}
         }
@@ -48,6 +51,8 @@ struct Troubled {
     memory: MemoryCache,
     /// Of each lookup of one entry.
     lookups: Fate,
+    /// How many there were.
+    looked: Arc<AtomicU32>,
     /// Of the first lookups of many, of which the last comes first; all others are answered.
     batches: Arc<Mutex<Vec<Fate>>>,
     /// Likewise of leases.
@@ -62,6 +67,7 @@ impl Heart {
         let cache = Troubled {
             memory: self.aside.cache().clone(),
             lookups,
+            looked: Arc::default(),
             batches: Arc::new(Mutex::new(batches.to_vec())),
             leases: Arc::new(Mutex::new(leases.to_vec())),
             asked: Arc::default(),
@@ -73,6 +79,7 @@ impl Heart {
 
 impl Cache for Troubled {
     async fn read(&self, place: Place<'_>) -> Result<Lookup, CacheError> {
+        self.looked.fetch_add(1, Ordering::SeqCst);
         self.lookups.of(self.memory.read(place)).await
     }
 
@@ -130,7 +137,7 @@ impl Cache for Troubled {
 
 #[tokio::test(start_paused = true)]
 async fn lookups_that_fail_over_a_connection_of_their_own_cost_no_query_more() {
-    for fate in [Fate::Lost, Fate::Away] {
+    for fate in [Fate::Lost, Fate::Away, Fate::Untrusted] {
         let heart = Heart::new(1 << 10);
         let processes = [heart.troubled(fate, &[], &[]), heart.troubled(fate, &[], &[])];
         let target = heart.target(1);
@@ -145,7 +152,7 @@ async fn lookups_that_fail_over_a_connection_of_their_own_cost_no_query_more() {
 
 #[tokio::test(start_paused = true)]
 async fn nor_do_those_of_batches() {
-    for fate in [Fate::Lost, Fate::Away] {
+    for fate in [Fate::Lost, Fate::Away, Fate::Untrusted] {
         let heart = Heart::new(1 << 10);
         let processes = [heart.troubled(fate, &[fate], &[]), heart.troubled(fate, &[fate], &[])];
         let targets: Vec<Target> = (1..4).map(|id| heart.target(id)).collect();
@@ -198,4 +205,27 @@ async fn a_cache_that_answers_nothing_costs_a_few_readers_three_timeouts_and_the
     let more = waited.iter().filter(|waited| **waited > TIMEOUT * 3 / 2).count();
     assert_eq!(more, PROBES);
     assert!(waited.iter().all(|waited| *waited < TIMEOUT * 7 / 2), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_were_too_late_for_what_is_not_stored_ask_the_cache_together() {
+    let heart = Heart::new(1 << 10);
+    // The first flight goes past the cache.
+    let process = heart.troubled(Fate::Answered, &[], &[Fate::Away]);
+    let readers = (0..100).map(|reader| {
+        let (process, target) = (process.clone(), heart.target(1));
+        tokio::spawn(async move {
+            sleep(TIMEOUT * if reader == 0 { 0 } else { 4 + reader % 4 }).await;
+            process.read(&target, ask()).await
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    // That one has landed, and the next one is under way.
+    sleep(Duration::from_millis(1_500)).await;
+    assert_eq!((heart.loads(), process.cache().looked.load(Ordering::SeqCst)), (2, 1));
+    for read in readers {
+        assert_eq!(value(read.await.expect("no panic")), "0");
+    }
+    assert_eq!(heart.loads(), 2, "all others share it");
+    assert_eq!(heart.read(1).await.expect("it is answered").status.forward, None, "it is stored");
 }

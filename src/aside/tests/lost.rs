@@ -1,12 +1,13 @@
 //! Loads that panic, fillers that are gone, and readers who hang up: those who wait with them are answered.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::{Heart, Turn, ask, refreshed, value};
-use crate::aside::{LOCK, ReadError, Source};
+use crate::aside::{Aside, LOCK, ReadError, Source};
 use crate::cache::{Cache, Lease, Lookup};
 use crate::catalog::Target;
 use crate::config::Defaults;
@@ -28,6 +29,28 @@ async fn a_hundred_who_wait_for_a_load_that_panics_are_answered_by_the_second() 
     assert_eq!(heart.loads(), 2);
     assert_eq!(value(heart.read(1).await), "0");
     assert_eq!(heart.loads(), 2, "the second is in the cache");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fleet_that_waits_for_a_load_that_panics_makes_one_more_and_waits_for_its_lock() {
+    let heart = Heart::new(1 << 10);
+    let (cache, metrics) = (heart.aside.cache().clone(), Arc::clone(heart.aside.metrics()));
+    let other = Aside::new(cache, heart.script.clone(), heart.aside.core.limits, metrics);
+    heart.then(&[Turn::Panic]);
+    let began = Instant::now();
+    let first = heart.begin(1).await;
+    let others: Vec<_> = (0..100)
+        .map(|reader| {
+            let (aside, target) = ([&heart.aside, &other][reader % 2].clone(), heart.target(1));
+            tokio::spawn(async move { aside.read(&target, ask()).await })
+        })
+        .collect();
+    for reader in others.into_iter().chain([first]) {
+        assert_eq!(value(reader.await.expect("the reader does not panic")), "0");
+    }
+    assert_eq!(heart.loads(), 2);
+    // A load takes a second.
+    assert!(began.elapsed() < LOCK + Duration::from_secs(2) + LOCK / 4, "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

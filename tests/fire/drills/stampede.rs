@@ -1,12 +1,18 @@
 //! Ten thousand readers of one key that nobody has read yet: one query. And the same while whoever loads it is killed,
 //! stops, or loses its statement: two queries at most, and nobody waits for longer than the lock and the load.
 
+use std::collections::BTreeMap;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fleet::{Fleet, Kit};
-use crate::load::{Shot, Volley};
+use tokio::runtime;
+use tokio::sync::mpsc;
+
+use crate::app::signal;
+use crate::fleet::{Fleet, Kit, evaluations, terminate_loads};
+use crate::load::{Shot, Volley, let_in};
 use crate::report::{Report, ratio};
-use crate::wire::{How, Wire, get};
+use crate::wire::{How, get};
 
 const READERS: usize = 10_000;
 /// What the statement takes.
@@ -58,35 +64,28 @@ async fn herds(readers: usize, faults: &[Fault], kit: Kit<'_>, timed: bool) -> R
 
 async fn herd(fleet: &Fleet, key: usize, readers: usize, fault: Fault, report: &mut Report) {
     let path = format!("/api/thing/{key}");
-    let (before, said) = (fleet.evaluations().await, fleet.statements().await);
-    let troubles = troubles(fleet, &[0, 1, 2]).await;
+    // Readers at a replica that is gone can't be answered, nor can it be asked.
+    let counted: &[usize] = if matches!(fault, Fault::None | Fault::Terminated) { &[0, 1, 2] } else { &[1, 2] };
+    let before = Counted::now(fleet, counted).await;
     let volley = Volley::load(&fleet.addresses(), readers).await;
     // Where one replica is to be the filler, it is asked a moment earlier.
     let mut first = None;
+    let mut midway = None;
     if fault != Fault::None {
-        let mut wire = Wire::open(fleet.addresses()[0]).await.expect("a replica listens");
+        let mut wire = let_in(fleet.addresses()[0]).await;
+        let mut hand = Midway::ready(fleet, fault).await;
         wire.send(&get(&path)).await.expect("a replica listens");
-        let asked = Instant::now();
-        while fleet.evaluations().await == before {
-            assert!(asked.elapsed() < Duration::from_secs(10), "nobody loads");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        first = Some(wire);
+        hand.next().await;
+        (first, midway) = (Some(wire), Some(hand));
     }
-    // Readers at a replica that is gone can't be answered.
-    let counted: &[usize] = if matches!(fault, Fault::None | Fault::Terminated) { &[0, 1, 2] } else { &[1, 2] };
-    let happens = async {
-        tokio::time::sleep(LOAD / 2).await;
-        match fault {
-            Fault::None => return 0,
-            Fault::Terminated => return fleet.terminate_loads().await,
-            Fault::Hung => fleet.apps[0].signal("STOP"),
-            Fault::Killed => fleet.apps[0].signal("KILL"),
+    let strikes = async {
+        match &mut midway {
+            Some(hand) => hand.next().await,
+            None => 0,
         }
-        1
     };
-    let (shots, hit) = tokio::join!(volley.fire(&path, counted), happens);
-    let queries = fleet.evaluations().await - before;
+    let (shots, hit) = tokio::join!(volley.fire(&path, counted), strikes);
+    let after = Counted::now(fleet, counted).await;
     if fault == Fault::Hung {
         fleet.apps[0].signal("CONT");
         if let Some(wire) = &mut first {
@@ -104,9 +103,11 @@ async fn herd(fleet: &Fleet, key: usize, readers: usize, fault: Fault, report: &
         [How::Hit, How::Miss, How::Bypass].map(|how| shots.iter().filter(|shot| shot.how == how).count());
     report.seen(format!("{name}: hits, waited for a fill, went past the cache"), format!("{hits}, {waited}, {past}"));
     // Whatever the cache did not answer in time goes past it.
-    let after = self::troubles(fleet, counted).await;
-    let troubles: f64 = counted.iter().map(|replica| after[*replica] - troubles[*replica]).sum();
-    report.seen(format!("{name}: operations that the cache did not answer in time"), troubles);
+    report.seen(
+        format!("{name}: operations that the cache did not answer in time, or not at all"),
+        since(&before.troubles, &after.troubles),
+    );
+    report.seen(format!("{name}: what became of loads through the cache"), since(&before.fills, &after.fills));
     if fault == Fault::Terminated {
         report.must(format!("{name}: statements that were ended"), hit, "1", hit == 1);
     }
@@ -117,9 +118,12 @@ async fn herd(fleet: &Fleet, key: usize, readers: usize, fault: Fault, report: &
         "all",
         served == shots.len(),
     );
+    if served < shots.len() {
+        report.seen(format!("{name}: what the others got"), refusals(&shots));
+    }
+    let (queries, said) = (after.queries - before.queries, after.statements - before.statements);
     if fault == Fault::None {
         report.must(format!("{name}: queries, as the database counts"), queries, "1", queries == 1);
-        let said = fleet.statements().await - said;
         report.must(format!("{name}: queries, as the replicas count"), said, "1", (said - 1.0).abs() < 0.5);
     } else {
         report.must(format!("{name}: queries, as the database counts"), queries, "at most 2", queries <= 2);
@@ -127,13 +131,87 @@ async fn herd(fleet: &Fleet, key: usize, readers: usize, fault: Fault, report: &
     waits(name, &shots, fault, report);
 }
 
-/// Operations of the cache that failed so far, replica by replica.
-async fn troubles(fleet: &Fleet, replicas: &[usize]) -> [f64; 3] {
-    let mut troubles = [0.0; 3];
-    for replica in replicas {
-        troubles[*replica] = fleet.of(*replica, "cache_aside_errors_total{component=\"cache\"").await;
+/// Whoever strikes midway: in a thread of his own, over a connection of his own. Both are there before the herd is; while it is,
+/// the drill's other threads and the database's door are busy.
+struct Midway(mpsc::UnboundedReceiver<i64>);
+
+impl Midway {
+    /// When he has all that he needs. Next he says that a load has begun, and then how many he has hit.
+    async fn ready(fleet: &Fleet, fault: Fault) -> Self {
+        let (say, said) = mpsc::unbounded_channel();
+        let (database, filler) = (fleet.database.clone(), fleet.apps[0].pid());
+        let strikes = async move {
+            let client = database.client().await;
+            let (before, began) = (evaluations(&client).await, Instant::now());
+            let _ = say.send(0);
+            while evaluations(&client).await == before {
+                assert!(began.elapsed() < Duration::from_secs(10), "nobody loads");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            let _ = say.send(0);
+            tokio::time::sleep(LOAD / 2).await;
+            let mut hit = 1;
+            match fault {
+                Fault::None => hit = 0,
+                Fault::Terminated => hit = terminate_loads(&client).await,
+                Fault::Hung => signal(filler, "STOP"),
+                Fault::Killed => signal(filler, "KILL"),
+            }
+            let _ = say.send(hit);
+        };
+        thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime should start").block_on(strikes);
+        });
+        let mut midway = Self(said);
+        midway.next().await;
+        midway
     }
-    troubles
+
+    async fn next(&mut self) -> i64 {
+        self.0.recv().await.expect("he does not panic")
+    }
+}
+
+/// What was counted so far.
+struct Counted {
+    queries: i64,
+    /// The same, as all replicas count it that can be asked.
+    statements: f64,
+    /// Operations of the cache that failed, by why.
+    troubles: BTreeMap<String, f64>,
+    /// Fills, by what became of them.
+    fills: BTreeMap<String, f64>,
+}
+
+impl Counted {
+    async fn now(fleet: &Fleet, replicas: &[usize]) -> Self {
+        let statements = fleet.by(replicas, "cache_aside_store_queries_total{", "resource").await;
+        Self {
+            queries: fleet.evaluations().await,
+            statements: statements.get("thing").copied().unwrap_or_default(),
+            troubles: fleet.by(replicas, "cache_aside_errors_total{component=\"cache\"", "kind").await,
+            fills: fleet.by(replicas, "cache_aside_fills_total{", "outcome").await,
+        }
+    }
+}
+
+/// What was added since, in words.
+fn since(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> String {
+    let more = |(name, count): (&String, &f64)| (count - before.get(name).copied().unwrap_or_default(), name.clone());
+    let some = after.iter().map(more).filter(|(count, _)| *count > 0.0);
+    let words: Vec<String> = some.map(|(count, name)| format!("{count} {name}")).collect();
+    if words.is_empty() { "0".into() } else { words.join(", ") }
+}
+
+/// What those got who got no row, in words.
+fn refusals(shots: &[Shot]) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for shot in shots.iter().filter(|shot| matches!(shot.how, How::Shed | How::Failed)) {
+        *counts.entry(shot.status.map_or("no answer".into(), |status| status.to_string())).or_default() += 1;
+    }
+    let words: Vec<String> = counts.into_iter().map(|(status, count)| format!("{count} × {status}")).collect();
+    words.join(", ")
 }
 
 /// How long the last reader waited, of whatever came.
