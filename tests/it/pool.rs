@@ -44,7 +44,7 @@ async fn alone(postgres: &Postgres) -> World {
 }
 
 /// A proxy before it, and the configuration that leads through that.
-async fn through(postgres: &Postgres, config: &str) -> (Proxy, String) {
+pub async fn through(postgres: &Postgres, config: &str) -> (Proxy, String) {
     let proxy = Proxy::to(([127, 0, 0, 1], postgres.port()).into()).await;
     let led = config.replace(&format!(":{}/", postgres.port()), &format!(":{}/", proxy.addr().port()));
     assert_ne!(led, config);
@@ -81,14 +81,14 @@ async fn half_is_kept_open_and_the_rest_is_made_for_those_who_wait_and_never_mor
 async fn connects_that_hang_keep_nobody_from_those_that_succeed() {
     let postgres = Postgres::start().await;
     let world = alone(&postgres).await;
-    let (proxy, config) = through(&postgres, &sized(&world, 6, 10)).await;
+    let (proxy, config) = through(&postgres, &sized(&world, 8, 10)).await;
     let app = App::start(&config).await;
-    open(&app, 3).await;
+    open(&app, 4).await;
     // Somebody who takes connections and never says a word.
     let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("there is a port");
     proxy.lead_to(silent.local_addr().expect("it is bound"));
-    let served = readers(&app, 1, 3);
-    begun(&world, 3).await;
+    let served = readers(&app, 1, 4);
+    begun(&world, 4).await;
     let waits = readers(&app, 10, 2);
     // Two connects hang, one beside the other.
     let (first, _) = silent.accept().await.expect("one comes");
@@ -100,7 +100,7 @@ async fn connects_that_hang_keep_nobody_from_those_that_succeed() {
     waiting(&app, 2).await;
     proxy.lead_to(([127, 0, 0, 1], postgres.port()).into());
     // What can be made is made, and whoever waits has it.
-    begun(&world, 5).await;
+    begun(&world, 6).await;
     world.sql("INSERT INTO gate VALUES (true)").await;
     all_answered(served).await;
     all_answered(waits).await;
@@ -191,4 +191,32 @@ async fn what_was_connected_before_changes_were_captured_is_made_anew() {
     assert_eq!(app.get("/api/item/1").await.expect(200).source(), "database", "nobody tells of its changes");
     app::migrate(&config);
     app.until("cached", async |app| app.get("/api/item/1").await.expect(200).source() == "cache").await;
+}
+
+/// A type whose values are looked at for as long as a statement may take.
+const EXPLAINED: &str = "
+  CREATE SEQUENCE begun;
+  CREATE FUNCTION slow(text) RETURNS bool LANGUAGE plpgsql VOLATILE STRICT AS $$
+    BEGIN PERFORM nextval('begun'); PERFORM pg_sleep(20); RETURN true; END $$;
+  CREATE DOMAIN studied AS text CHECK (slow(VALUE));
+  CREATE TABLE note (id int PRIMARY KEY, a int, b studied); INSERT INTO note VALUES (1, 0, NULL);";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_asks_which_value_was_refused_keeps_no_connection_for_it_where_the_network_falls_silent() {
+    let world = World::new(EXPLAINED).await;
+    let config = world.config("invalidation: { mode: none }\nresources: { note: { write: [update] } }\n");
+    let config = config.replace("database: {", "database: { statement_timeout: 1s,");
+    let (proxy, config) = through(Postgres::shared().await, &config).await;
+    let app = App::start(&config).await;
+    let (client, url) = (app.client.clone(), format!("{}/api/note/1", app.url));
+    let body = r#"{"a":"none","b":"text"}"#;
+    let refused = tokio::spawn(async move {
+        client.patch(url).header("content-type", "application/json").body(body).send().await.map(drop)
+    });
+    // The number was refused, and each value is tried by itself.
+    begun(&world, 1).await;
+    assert!(connections(&app, "in_use").await > 0);
+    proxy.black_hole();
+    app.until("given up", async |app| connections(app, "in_use").await == 0).await;
+    refused.await.expect("no panic").expect("it is answered");
 }
