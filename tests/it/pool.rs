@@ -1,5 +1,10 @@
 //! Connections to PostgreSQL: how many there are, who makes them, and who waits for one.
 
+use std::time::Duration;
+
+use cache_aside::app::open_store;
+use cache_aside::config::{Config, Env};
+use cache_aside::store::Store;
 use tokio::task::JoinHandle;
 
 use crate::app::{self, App, World};
@@ -193,6 +198,20 @@ async fn what_was_connected_before_changes_were_captured_is_made_anew() {
     app.until("cached", async |app| app.get("/api/item/1").await.expect(200).source() == "cache").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_all_tables_are_may_take_longer_to_find_out_than_a_statement() {
+    let tables: String = (0..15).map(|table| format!("CREATE TABLE t{table} (id int PRIMARY KEY);")).collect();
+    let world = World::new(&tables).await;
+    let config =
+        world.config("resources: { t0: {} }\n").replace("database: {", "database: { statement_timeout: 300ms,");
+    let (proxy, config) = through(Postgres::shared().await, &config).await;
+    let config = Config::from_yaml(&config, "test", &Env::default()).expect("it is sound");
+    let store = open_store(&config).expect("the URL is sound");
+    store.ping().await.expect("it is there");
+    proxy.delay(Duration::from_millis(40));
+    assert_eq!(store.tables().await.expect("it takes as long as it takes").len(), 15);
+}
+
 /// A type whose values are looked at for as long as a statement may take.
 const EXPLAINED: &str = "
   CREATE SEQUENCE begun;
@@ -219,4 +238,30 @@ async fn whoever_asks_which_value_was_refused_keeps_no_connection_for_it_where_t
     proxy.black_hole();
     app.until("given up", async |app| connections(app, "in_use").await == 0).await;
     refused.await.expect("no panic").expect("it is answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_ends_where_the_network_falls_silent() {
+    let world = World::new(
+        "CREATE TABLE item (id int PRIMARY KEY);
+         CREATE FUNCTION planned() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+           BEGIN PERFORM pg_sleep(20); RETURN 1; END $$;",
+    )
+    .await;
+    let config = world.config(
+        "invalidation: { mode: none }\nresources: { item: {} }
+queries: { one: { sql: \"SELECT * FROM item WHERE id = planned()\" } }\n",
+    );
+    let config = config.replace("database: {", "database: { statement_timeout: 1s,");
+    let (proxy, config) = through(Postgres::shared().await, &config).await;
+    let check = tokio::task::spawn_blocking(move || app::command(&config, &["check"]));
+    // It asks which tables the statement reads.
+    world
+        .until(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'",
+        )
+        .await;
+    proxy.black_hole();
+    let checked = tokio::time::timeout(app::PATIENCE, check).await.expect("it ends").expect("no panic");
+    assert!(!checked.stdout.is_empty(), "{checked:?}");
 }

@@ -203,7 +203,7 @@ impl Pool {
             Ok(Err(failed)) => {
                 let held = self.held();
                 if is_refusal(&failed) && !held.is_empty() {
-                    // Under the lock: whoever loses the last one offers this seat again.
+                    // Under the lock: the last one is lost after this, and its seat is offered then.
                     seat.withhold();
                     return Err(Failed::Refused);
                 }
@@ -218,13 +218,9 @@ impl Pool {
     fn lend(&self, ready: SemaphorePermit<'_>) -> Option<Made> {
         ready.forget();
         let mut held = self.held();
-        let made = held.idle.pop().filter(|made| self.may_use(made));
-        if made.is_some() {
-            held.lent += 1;
-        } else {
-            self.lost(&held);
-        }
-        made
+        let made = held.idle.pop().filter(|made| self.may_use(made))?;
+        held.lent += 1;
+        Some(made)
     }
 
     /// Whether it is there, and leads to where new ones lead: else perhaps to a database that is the primary no more.
@@ -236,13 +232,6 @@ impl Pool {
     fn put(&self, made: Made) {
         self.held().idle.push(made);
         self.ready.add_permits(1);
-    }
-
-    /// Without any connection there is none to wait for: whoever needs one finds out why there is none.
-    fn lost(&self, held: &Held) {
-        if held.is_empty() {
-            self.seats.offer();
-        }
     }
 
     /// Gives up idle connections that have ended, or lead elsewhere.
@@ -259,7 +248,6 @@ impl Pool {
             ready.forget();
             held.idle.remove(index);
         }
-        self.lost(&held);
     }
 
     /// Opens what is missing of those that are kept, one by one. Whether it could.
@@ -327,9 +315,7 @@ impl Checked<'_> {
     /// Takes it off the pool. It has its seat until it is dropped.
     pub(super) fn lose(mut self) -> Result<Made, StoreError> {
         let made = self.made.take().ok_or_else(gone)?;
-        let mut held = self.pool.held();
-        held.lent -= 1;
-        self.pool.lost(&held);
+        self.pool.held().lent -= 1;
         Ok(made)
     }
 }
@@ -342,9 +328,6 @@ impl Drop for Checked<'_> {
         if self.pool.may_use(&made) {
             held.idle.push(made);
             self.pool.ready.add_permits(1);
-        } else {
-            drop(made);
-            self.pool.lost(&held);
         }
     }
 }
