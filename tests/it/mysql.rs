@@ -15,6 +15,7 @@ use crate::app::{App, PATIENCE, command};
 use crate::breakers::{far_away, ping, until};
 use crate::faults::Proxy;
 use crate::invalidation::{seen, warm};
+use crate::overload::get;
 use crate::servers::{Mariadb, MariadbDatabase, Redis};
 
 /// A database and a key prefix of a test's own.
@@ -1082,6 +1083,30 @@ async fn a_server_without_room_for_more_serves_over_the_connections_that_there_a
     let tries = world.number(tried).await - before;
     // As many at once as may be, before anybody knows; from then on two per second.
     assert!(tries < 50, "{tries} connections were asked for");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_finds_dead_connections_waits_for_others_where_the_server_has_no_room_for_more() {
+    let server = Mariadb::start().await;
+    let world = World::on(&server, SCHEMA).await;
+    world.sql("CREATE VIEW slow AS SELECT id, SLEEP(2) AS waited FROM item").await;
+    let rest = UNTOLD.replace("item: {", "slow: { key: id }, item: {");
+    let config = guest(&world, ", pool_size: 6, statement_timeout: 9s", &rest).await;
+    world.sql(&format!("GRANT UPDATE ON {}.* TO guest@'127.0.0.1'", world.database.name)).await;
+    let app = App::start(&config).await;
+    app.until("kept open", async |app| app.metric(IDLE).await >= 3).await;
+    let slow = get(&app, "/api/slow/1");
+    world
+        .until("SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = 'guest' AND STATE = 'User sleep'")
+        .await;
+    // There is room for this one, and for the question whether it answers, which was asked last.
+    world.sql("ALTER USER guest@'127.0.0.1' WITH MAX_USER_CONNECTIONS 2").await;
+    let last =
+        "SELECT MAX(QUERY_ID) FROM information_schema.PROCESSLIST WHERE USER = 'guest' AND STATE <> 'User sleep'";
+    let last = world.number(last).await;
+    world.kill(&format!("USER = 'guest' AND (STATE = 'User sleep' OR QUERY_ID >= {last})")).await;
+    app.patch("/api/item/2", r#"{"v":1}"#).await.expect(200);
+    assert_eq!(slow.await.expect("no panic"), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,10 @@
 //! Connections to PostgreSQL: how many there are, who makes them, and who waits for one.
 
+use std::time::Duration;
+
+use cache_aside::app::open_store;
+use cache_aside::config::{Config, Env};
+use cache_aside::store::Store;
 use tokio::task::JoinHandle;
 
 use crate::app::{self, App, World};
@@ -44,7 +49,7 @@ async fn alone(postgres: &Postgres) -> World {
 }
 
 /// A proxy before it, and the configuration that leads through that.
-async fn through(postgres: &Postgres, config: &str) -> (Proxy, String) {
+pub async fn through(postgres: &Postgres, config: &str) -> (Proxy, String) {
     let proxy = Proxy::to(([127, 0, 0, 1], postgres.port()).into()).await;
     let led = config.replace(&format!(":{}/", postgres.port()), &format!(":{}/", proxy.addr().port()));
     assert_ne!(led, config);
@@ -81,14 +86,14 @@ async fn half_is_kept_open_and_the_rest_is_made_for_those_who_wait_and_never_mor
 async fn connects_that_hang_keep_nobody_from_those_that_succeed() {
     let postgres = Postgres::start().await;
     let world = alone(&postgres).await;
-    let (proxy, config) = through(&postgres, &sized(&world, 6, 10)).await;
+    let (proxy, config) = through(&postgres, &sized(&world, 8, 10)).await;
     let app = App::start(&config).await;
-    open(&app, 3).await;
+    open(&app, 4).await;
     // Somebody who takes connections and never says a word.
     let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("there is a port");
     proxy.lead_to(silent.local_addr().expect("it is bound"));
-    let served = readers(&app, 1, 3);
-    begun(&world, 3).await;
+    let served = readers(&app, 1, 4);
+    begun(&world, 4).await;
     let waits = readers(&app, 10, 2);
     // Two connects hang, one beside the other.
     let (first, _) = silent.accept().await.expect("one comes");
@@ -100,7 +105,7 @@ async fn connects_that_hang_keep_nobody_from_those_that_succeed() {
     waiting(&app, 2).await;
     proxy.lead_to(([127, 0, 0, 1], postgres.port()).into());
     // What can be made is made, and whoever waits has it.
-    begun(&world, 5).await;
+    begun(&world, 6).await;
     world.sql("INSERT INTO gate VALUES (true)").await;
     all_answered(served).await;
     all_answered(waits).await;
@@ -191,4 +196,72 @@ async fn what_was_connected_before_changes_were_captured_is_made_anew() {
     assert_eq!(app.get("/api/item/1").await.expect(200).source(), "database", "nobody tells of its changes");
     app::migrate(&config);
     app.until("cached", async |app| app.get("/api/item/1").await.expect(200).source() == "cache").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_all_tables_are_may_take_longer_to_find_out_than_a_statement() {
+    let tables: String = (0..15).map(|table| format!("CREATE TABLE t{table} (id int PRIMARY KEY);")).collect();
+    let world = World::new(&tables).await;
+    let config =
+        world.config("resources: { t0: {} }\n").replace("database: {", "database: { statement_timeout: 300ms,");
+    let (proxy, config) = through(Postgres::shared().await, &config).await;
+    let config = Config::from_yaml(&config, "test", &Env::default()).expect("it is sound");
+    let store = open_store(&config).expect("the URL is sound");
+    store.ping().await.expect("it is there");
+    proxy.delay(Duration::from_millis(40));
+    assert_eq!(store.tables().await.expect("it takes as long as it takes").len(), 15);
+}
+
+/// A type whose values are looked at for as long as a statement may take.
+const EXPLAINED: &str = "
+  CREATE SEQUENCE begun;
+  CREATE FUNCTION slow(text) RETURNS bool LANGUAGE plpgsql VOLATILE STRICT AS $$
+    BEGIN PERFORM nextval('begun'); PERFORM pg_sleep(20); RETURN true; END $$;
+  CREATE DOMAIN studied AS text CHECK (slow(VALUE));
+  CREATE TABLE note (id int PRIMARY KEY, a int, b studied); INSERT INTO note VALUES (1, 0, NULL);";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_asks_which_value_was_refused_keeps_no_connection_for_it_where_the_network_falls_silent() {
+    let world = World::new(EXPLAINED).await;
+    let config = world.config("invalidation: { mode: none }\nresources: { note: { write: [update] } }\n");
+    let config = config.replace("database: {", "database: { statement_timeout: 1s,");
+    let (proxy, config) = through(Postgres::shared().await, &config).await;
+    let app = App::start(&config).await;
+    let (client, url) = (app.client.clone(), format!("{}/api/note/1", app.url));
+    let body = r#"{"a":"none","b":"text"}"#;
+    let refused = tokio::spawn(async move {
+        client.patch(url).header("content-type", "application/json").body(body).send().await.map(drop)
+    });
+    // The number was refused, and each value is tried by itself.
+    begun(&world, 1).await;
+    assert!(connections(&app, "in_use").await > 0);
+    proxy.black_hole();
+    app.until("given up", async |app| connections(app, "in_use").await == 0).await;
+    refused.await.expect("no panic").expect("it is answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_ends_where_the_network_falls_silent() {
+    let world = World::new(
+        "CREATE TABLE item (id int PRIMARY KEY);
+         CREATE FUNCTION planned() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
+           BEGIN PERFORM pg_sleep(20); RETURN 1; END $$;",
+    )
+    .await;
+    let config = world.config(
+        "invalidation: { mode: none }\nresources: { item: {} }
+queries: { one: { sql: \"SELECT * FROM item WHERE id = planned()\" } }\n",
+    );
+    let config = config.replace("database: {", "database: { statement_timeout: 1s,");
+    let (proxy, config) = through(Postgres::shared().await, &config).await;
+    let check = tokio::task::spawn_blocking(move || app::command(&config, &["check"]));
+    // It asks which tables the statement reads.
+    world
+        .until(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'",
+        )
+        .await;
+    proxy.black_hole();
+    let checked = tokio::time::timeout(app::PATIENCE, check).await.expect("it ends").expect("no panic");
+    assert!(!checked.stdout.is_empty(), "{checked:?}");
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::app::{App, World, command};
 use crate::invalidation::{self as stories, RESOURCES, SCHEMA, seen, warm};
+use crate::pool::through;
 use crate::servers::{Postgres, Redis};
 use crate::{capture, tier};
 
@@ -293,4 +294,21 @@ async fn a_role_that_may_replicate_can_decode_and_all_of_it_can_be_removed() {
     warm(&[&app], &["/api/item/1"]).await;
     world.sql("UPDATE item SET v = 2 WHERE id = 1").await;
     seen(&[&app], "/api/item/1", r#""v":2"#).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decoder_notices_that_the_network_fell_silent() {
+    let world = World::decoding(SCHEMA).await;
+    let (proxy, config) = through(Postgres::shared().await, &world.config(RESOURCES)).await;
+    let app = App::start(&config).await;
+    warm(&[&app], &["/api/item/7"]).await;
+    let turns = |app: &App| app.log().matches("decoding the log").count();
+    let before = turns(&app);
+    // No end of a connection passes.
+    proxy.black_hole();
+    app.until("noticed", async |app| app.log().contains("the server fell silent")).await;
+    world.sql("UPDATE item SET v = 1 WHERE id = 7").await;
+    proxy.restore();
+    app.until("decoding again", async |app| turns(app) > before).await;
+    seen(&[&app], "/api/item/7", r#""v":1"#).await;
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -44,20 +44,12 @@ pub(super) struct Connector {
     origin: ArcSwap<Origin>,
 }
 
-/// Which database the last connection found, and since when connections find it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Origin {
+/// Which database the last connection found.
+#[derive(Debug, Default)]
+struct Origin {
     /// As the database says it; empty where it can't or won't.
     text: String,
-    pub(super) fingerprint: u64,
-    since: Option<Instant>,
-}
-
-impl Origin {
-    /// Whether a connection that was made at `created` may lead elsewhere than those that were made later.
-    pub(super) fn is_former(&self, created: Instant) -> bool {
-        self.since.is_some_and(|since| created < since)
-    }
+    fingerprint: u64,
 }
 
 /// A connection that is set up, and where it leads.
@@ -65,7 +57,6 @@ pub(super) struct Made {
     pub(super) conn: Conn,
     pub(super) origin: u64,
     pub(super) text: String,
-    pub(super) created: Instant,
     /// When it was known to be alive.
     pub(super) answered: tokio::time::Instant,
 }
@@ -100,12 +91,12 @@ impl Connector {
         self.opts.db_name()
     }
 
-    /// What connections lead to now.
-    pub(super) fn origin(&self) -> Arc<Origin> {
-        self.origin.load_full()
+    /// Whether that is the database which connections find now. What was connected before leads to another one, or may.
+    pub(super) fn leads_to(&self, origin: u64) -> bool {
+        self.origin.load().fingerprint == origin
     }
 
-    /// The same in words: server and life.
+    /// Which database the last connection found: server and life.
     pub(super) fn found(&self) -> String {
         self.origin.load().text.clone()
     }
@@ -123,14 +114,12 @@ impl Connector {
             let mut conn = Conn::new(connector.opts.clone()).await?;
             conn.query_drop(&connector.setup).await?;
             let text = origin(&mut conn).await?;
-            let (fingerprint, created) = (store::origin(&text), Instant::now());
-            if connector.origin.load().fingerprint != fingerprint {
-                // Whatever was connected before is another database, or may be.
-                let since = Some(created);
-                connector.origin.store(Arc::new(Origin { text: text.clone(), fingerprint, since }));
+            let fingerprint = store::origin(&text);
+            if !connector.leads_to(fingerprint) {
+                connector.origin.store(Arc::new(Origin { text: text.clone(), fingerprint }));
             }
             let answered = tokio::time::Instant::now();
-            Ok::<_, Error>(Made { conn, origin: fingerprint, text, created, answered })
+            Ok::<_, Error>(Made { conn, origin: fingerprint, text, answered })
         };
         // Whoever waits may give up: then nobody wants it, and his right to it is another's.
         let connecting = self.runtime.spawn(tokio::time::timeout(super::CONNECT, connecting));

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, Row};
@@ -76,13 +76,13 @@ struct Open {
     conn: Conn,
     /// Which database this is, and which of its lives.
     origin: String,
-    created: Instant,
+    fingerprint: u64,
 }
 
 impl Open {
     async fn new(connector: &Arc<Connector>) -> Result<Self, StoreError> {
         let made = connector.connect().await?;
-        Ok(Self { conn: made.conn, origin: made.text, created: made.created })
+        Ok(Self { conn: made.conn, origin: made.text, fingerprint: made.origin })
     }
 }
 
@@ -123,8 +123,8 @@ impl Feed {
     pub async fn owed(&self, since: Option<&str>, origin: &str) -> Result<Owed, StoreError> {
         let mut place = self.open.lock().await;
         // What others find by now is what fills go by, and this must speak of the same.
-        let found = self.store.inner.connector.origin();
-        let is_good = |open: &Open| !open.conn.is_disconnected() && !found.is_former(open.created);
+        let connector = &self.store.inner.connector;
+        let is_good = |open: &Open| !open.conn.is_disconnected() && connector.leads_to(open.fingerprint);
         let kept = match place.take() {
             Some(open) if !is_good(&open) => {
                 close(open.conn);
@@ -142,8 +142,7 @@ impl Feed {
         };
         let mut open = match kept {
             Some(open) => open,
-            None => match tokio::time::timeout(patience(since.is_none()), Open::new(&self.store.inner.connector)).await
-            {
+            None => match tokio::time::timeout(patience(since.is_none()), Open::new(connector)).await {
                 Ok(open) => open?,
                 Err(_) => return Err(StoreError::TimedOut),
             },

@@ -132,17 +132,25 @@ impl Pool {
         let acquired = tokio::time::timeout_at(until, self.permits.acquire()).await;
         // The semaphore is never closed.
         let permit = acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)?;
+        let (made, was_kept) = self.connection(true, until).await?;
+        Ok(self.checked(made, was_kept, place, permit))
+    }
+
+    /// An idle connection or a new one, which is lent now, and whether it was kept. Where the server gives us no other one,
+    /// one of those that there are is waited for, though it may be a new one that is wanted.
+    async fn connection(&self, mut may_be_kept: bool, until: Instant) -> Result<(Made, bool), StoreError> {
         loop {
             // Rings for whatever comes back from now on.
             let returned = self.returned.notified();
-            if let Some(kept) = self.kept() {
-                return Ok(self.checked(kept, true, place, permit));
+            if may_be_kept && let Some(kept) = self.kept() {
+                return Ok((kept, true));
             }
             match self.connect().await {
-                Ok(made) => return Ok(self.checked(made, false, place, permit)),
+                Ok(made) => return Ok((made, false)),
                 Err(refused @ StoreError::Refused(_)) if self.held().is_empty() => return Err(out_of_reach(refused)),
                 Err(StoreError::Refused(_)) if Instant::now() >= until => return Err(StoreError::Busy),
                 Err(StoreError::Refused(_)) => {
+                    may_be_kept = true;
                     // Whether one came or not: it may be somebody else's by now, or there may be room again.
                     let _ = tokio::time::timeout_at(until.min(Instant::now() + REFUSED), returned).await;
                 }
@@ -153,9 +161,10 @@ impl Pool {
 
     /// The same for who has found a dead one already: this one has just answered, or is new.
     pub(super) async fn checkout_alive(&self) -> Result<Checked<'_>, StoreError> {
+        let until = Instant::now() + self.patience;
         let mut checked = self.checkout().await?;
         while checked.was_kept && !checked.answers().await {
-            checked.replace().await?;
+            checked.replace(until).await?;
         }
         Ok(checked)
     }
@@ -174,7 +183,7 @@ impl Pool {
 
     /// One that was made before may lead to a database that is the primary no more.
     fn may_use(&self, made: &Made) -> bool {
-        !made.conn.is_disconnected() && !self.connector.origin().is_former(made.created)
+        !made.conn.is_disconnected() && self.connector.leads_to(made.origin)
     }
 
     /// A new one, which is lent now. [`StoreError::Refused`]: there is none to be had, by what the server says or has said a moment ago.
@@ -305,17 +314,12 @@ impl Checked<'_> {
     }
 
     /// Puts another connection in the place of a dead one.
-    async fn replace(&mut self) -> Result<(), StoreError> {
-        let is_silent = self.state == State::Busy;
-        self.give_up();
+    async fn replace(&mut self, until: Instant) -> Result<(), StoreError> {
         // Dead ones say so at once. Where one says nothing, so may the others: they are not tried one after the other.
-        let kept = if is_silent { None } else { self.pool.kept() };
-        self.was_kept = kept.is_some();
-        let made = match kept {
-            Some(kept) => kept,
-            None => self.pool.connect().await.map_err(out_of_reach)?,
-        };
-        (self.made, self.state) = (Some(made), State::Clean);
+        let may_be_kept = self.state != State::Busy;
+        self.give_up();
+        let (made, was_kept) = self.pool.connection(may_be_kept, until).await?;
+        (self.made, self.state, self.was_kept) = (Some(made), State::Clean, was_kept);
         Ok(())
     }
 

@@ -1,12 +1,12 @@
 //! Makes connections: in one runtime, with TLS as the URL asks for it, and set up the same each time.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use deadpool_postgres::Connect;
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, TryFutureExt};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, Error, SimpleQueryMessage};
@@ -26,25 +26,23 @@ pub(super) struct Connector {
     tls: MakeRustlsConnect,
     setup: String,
     runtime: Handle,
+    /// What the last connection found.
     origin: Arc<ArcSwap<Origin>>,
-    /// Connections that were made beforehand, for the next who would have to make one.
-    spares: Arc<Mutex<Vec<Found>>>,
 }
 
 /// A connection that is set up, and which database it leads to.
-struct Found {
-    client: Client,
-    driver: JoinHandle<()>,
-    origin: u64,
+pub(super) struct Found {
+    pub(super) client: Client,
+    pub(super) driver: JoinHandle<()>,
+    pub(super) life: Arc<Origin>,
 }
 
-/// Which database the last connection found, and since when connections find it.
-#[derive(Clone, Debug, Default)]
+/// Which database a connection leads to, and which of its lives.
+#[derive(Debug, Default)]
 pub(super) struct Origin {
     /// As the database says it; empty where it can't or won't.
     text: String,
     pub(super) fingerprint: u64,
-    since: Option<Instant>,
 }
 
 impl Origin {
@@ -55,11 +53,6 @@ impl Origin {
     /// The timeline of the primary; it stays the same for as long as the server is one.
     pub(super) fn timeline(&self) -> Option<i32> {
         i32::from_str_radix(self.text.split(':').nth(1)?, 16).ok()
-    }
-
-    /// Whether a connection that was made at `created` may lead elsewhere than those that were made later.
-    pub(super) fn is_former(&self, created: Instant) -> bool {
-        self.since.is_some_and(|since| created < since)
     }
 }
 
@@ -88,8 +81,7 @@ impl Connector {
              SET bytea_output = 'hex'; SET extra_float_digits = 1; {KNOWS}",
             milliseconds + 5_000,
         );
-        let (origin, spares) = (Arc::default(), Arc::default());
-        Ok(Self { config, tls, setup, runtime: Handle::current(), origin, spares })
+        Ok(Self { config, tls, setup, runtime: Handle::current(), origin: Arc::default() })
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -104,12 +96,7 @@ impl Connector {
         &self.runtime
     }
 
-    /// What connections lead to now.
-    pub(super) fn origin(&self) -> Arc<Origin> {
-        self.origin.load_full()
-    }
-
-    /// The same in words: system, timeline, database, and life.
+    /// Which database the last connection found: system, timeline, database, and life.
     pub(super) fn found(&self) -> String {
         self.origin.load().text.clone()
     }
@@ -133,83 +120,58 @@ impl Connector {
         let origin: Option<String> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
         let origin = origin.unwrap_or_default();
         // What was connected before changes were captured could not tell.
-        self.learn(&origin);
+        self.learn(origin.clone());
         Ok((client, origin))
     }
 
-    /// Makes a connection for the next who would have to make one.
-    pub(super) async fn stock(&self) -> Result<(), Error> {
-        let found = self.find().await?;
-        self.spares.lock().unwrap_or_else(PoisonError::into_inner).push(found);
-        Ok(())
+    /// Whether that is the database which connections find now. What was connected before leads to another one, or may.
+    pub(super) fn leads_to(&self, origin: &Origin) -> bool {
+        self.origin.load().fingerprint == origin.fingerprint
     }
 
-    /// How many were made beforehand and can be used.
-    pub(super) fn spares(&self) -> usize {
-        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
-        spares.retain(|spare| self.is_good(spare));
-        spares.len()
-    }
-
-    /// One that was made beforehand and can be used.
-    fn spare(&self) -> Option<Found> {
-        let mut spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
-        spares.retain(|spare| self.is_good(spare));
-        spares.pop()
-    }
-
-    fn is_good(&self, spare: &Found) -> bool {
-        !spare.client.is_closed() && self.leads_to(spare.origin)
-    }
-
-    /// Whether that is the database which connections find now.
-    fn leads_to(&self, origin: u64) -> bool {
-        self.origin.load().fingerprint == origin
-    }
-
-    /// Notes which database connections find. What was connected before leads to another one, or may.
-    fn learn(&self, text: &str) -> u64 {
-        let fingerprint = store::origin(text);
-        if !self.leads_to(fingerprint) {
-            self.origin.store(Arc::new(Origin { text: text.to_owned(), fingerprint, since: Some(Instant::now()) }));
+    /// Notes which database connections find.
+    fn learn(&self, text: String) -> Arc<Origin> {
+        let found = Arc::new(Origin { fingerprint: store::origin(&text), text });
+        if !self.leads_to(&found) {
+            self.origin.store(Arc::clone(&found));
         }
-        fingerprint
+        found
     }
 
-    /// A connection that is set up, and which database it leads to.
-    async fn find(&self) -> Result<Found, Error> {
+    /// A connection that is set up, and which database it leads to. Whoever asks sees to it that it takes no longer than
+    /// [`CONNECT`].
+    pub(super) async fn find(&self) -> Result<Found, Error> {
         let connector = self.clone();
         // Wherever the request came from: a connection dies with the runtime that drives it, and workers end one by one.
-        let finding = async move {
+        let finding = self.runtime.spawn(async move {
             let (client, connection) = connector.config.connect(connector.tls.clone()).await?;
-            let driver = tokio::spawn(async move {
+            // It ends with this: by itself it would wait for what a server that hangs was asked, for as long as that hangs.
+            let driver = AbortOnDropHandle::new(tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a database connection ended");
                 }
-            });
+            }));
             let said = client.simple_query(&connector.setup).await?;
             let knows =
                 said.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")));
             let text = if knows { origin(&client).await? } else { String::new() };
-            let origin = connector.learn(&text);
-            Ok(Found { client, driver, origin })
-        };
+            Ok(Found { client, driver: driver.detach(), life: connector.learn(text) })
+        });
         // Whoever waits may give up: then nobody wants it, and his right to it is another's.
-        let finding = self.runtime.spawn(tokio::time::timeout(CONNECT, finding));
         match AbortOnDropHandle::new(finding).await {
-            Ok(Ok(outcome)) => outcome,
-            // It took too long, or the runtime is shutting down. Whoever waits is bounded by the same time.
-            Ok(Err(_)) | Err(_) => std::future::pending().await,
+            Ok(outcome) => outcome,
+            // The runtime is shutting down.
+            Err(_) => std::future::pending().await,
         }
     }
 }
 
-/// What the database says of itself; nothing where it can't. Where it only took too long or went away, that is no answer.
+/// What the database says of itself; nothing where it can't. Where it only took too long, has no room just now or went away,
+/// that is no answer.
 async fn origin(client: &Client) -> Result<String, Error> {
+    let passes = |code: &str| ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class));
     let said = match client.simple_query("SELECT cache_aside.origin()").await {
-        Err(failed) if failed.as_db_error().is_some_and(|refusal| !refusal.code().code().starts_with("57")) => {
-            Vec::new()
-        }
+        Err(failed) if failed.as_db_error().is_some_and(|refusal| !passes(refusal.code().code())) => Vec::new(),
         said => said?,
     };
     let text = said.iter().find_map(|message| match message {
@@ -221,18 +183,6 @@ async fn origin(client: &Client) -> Result<String, Error> {
 
 impl Connect for Connector {
     fn connect(&self, _: &Config) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), Error>> {
-        async move {
-            if let Some(spare) = self.spare() {
-                return Ok((spare.client, spare.driver));
-            }
-            loop {
-                let found = self.find().await?;
-                if self.leads_to(found.origin) {
-                    return Ok((found.client, found.driver));
-                }
-                // Others found another database meanwhile: this connection must not be taken for one of those.
-            }
-        }
-        .boxed()
+        self.find().map_ok(|found| (found.client, found.driver)).boxed()
     }
 }

@@ -6,6 +6,7 @@
 //! - `pool` keeps connections, and makes more while somebody waits
 //! - `query` runs statements that people wrote
 //! - `replica` reads from a standby, where it provably shows enough
+//! - `seats` count connections: so many are there at most, whatever becomes of whoever made them
 //! - `sql` writes the statements of a resource
 //! - `wal` fills the outbox from the log, where triggers are not wanted
 //! - `write` runs the transaction of one write, and asks which column a refused value belongs to
@@ -17,6 +18,7 @@ mod feed;
 mod pool;
 mod query;
 mod replica;
+mod seats;
 mod snapshot;
 mod sql;
 mod tls;
@@ -28,14 +30,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::{BufMut, Bytes, BytesMut};
-use deadpool_postgres::Object;
+use deadpool_postgres::ClientWrapper;
 use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
 
 use self::connect::{CONNECT, Connector};
 pub use self::feed::Feed;
-use self::pool::{Checked, Pool};
+use self::pool::{Checked, Made, Pool};
 use self::replica::Replica;
 pub use self::wal::Decoder;
 use super::probe::{Probe, QUESTION};
@@ -145,7 +147,7 @@ impl PostgresStore {
     /// Asks something that no reader waits for. A database that hangs keeps it no longer than a statement.
     async fn ask<T>(
         &self,
-        question: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
+        question: impl AsyncFnOnce(&ClientWrapper) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, StoreError> {
         self.ask_for(self.inner.statement_timeout + SLACK, question).await
     }
@@ -154,10 +156,10 @@ impl PostgresStore {
     async fn ask_for<T>(
         &self,
         patience: Duration,
-        question: impl AsyncFnOnce(&Object) -> Result<T, tokio_postgres::Error>,
+        question: impl AsyncFnOnce(&ClientWrapper) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, StoreError> {
         let checked = self.checkout().await?;
-        let asked = tokio::time::timeout(patience, question(&checked.client)).await;
+        let asked = tokio::time::timeout(patience, question(checked.client()?)).await;
         let Ok(answer) = asked else {
             self.abandon(checked);
             return Err(StoreError::TimedOut);
@@ -174,7 +176,7 @@ impl PostgresStore {
         waiters: &Waiters,
     ) -> Result<(Vec<tokio_postgres::Row>, u64), StoreError> {
         let there =
-            async |client: &Object, statement: &tokio_postgres::Statement| client.query(statement, params).await;
+            async |client: &ClientWrapper, statement: &tokio_postgres::Statement| client.query(statement, params).await;
         match self.at_replica(resource, sql, waiters, there).await? {
             Some(found) => Ok(found),
             None => self.query(sql, params, waiters).await,
@@ -191,25 +193,25 @@ impl PostgresStore {
         let mut retried = false;
         loop {
             let checked = waiters.or(self.checkout()).await?;
-            let origin = checked.origin;
+            let (client, origin) = (checked.client()?, checked.life.fingerprint);
             let run = async {
-                let statement = checked.client.prepare_cached(sql).await?;
-                checked.client.query(&statement, params).await
+                let statement = client.prepare_cached(sql).await?;
+                client.query(&statement, params).await
             };
             match tokio::time::timeout(self.inner.statement_timeout + SLACK, run).await {
                 Ok(Ok(rows)) => return Ok((rows, origin)),
-                Ok(Err(_)) if checked.client.is_closed() && !retried => retried = true,
+                Ok(Err(_)) if client.is_closed() && !retried => retried = true,
                 // The server ends connections before it goes; the driver may not have seen the end yet.
                 Ok(Err(failed))
                     if !retried && failed.code().is_some_and(|code| matches!(code.code(), "57P01" | "57P02")) =>
                 {
-                    drop(Object::take(checked.client));
+                    drop(checked.lose());
                     retried = true;
                 }
                 Ok(Err(failed)) => {
                     if failed.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) && !retried {
                         // "cached plan must not change result type": the table was altered.
-                        checked.client.statement_cache.clear();
+                        client.statement_cache.clear();
                         retried = true;
                         continue;
                     }
@@ -223,16 +225,22 @@ impl PostgresStore {
         }
     }
 
-    /// Gives up a connection on which a statement still runs: off the pool, and the statement is cancelled.
+    /// Gives up a connection on which a statement still runs: off the pool, and the statement is cancelled. Until then its
+    /// seat is not another's.
     fn abandon(&self, checked: Checked<'_>) {
-        let client = Object::take(checked.client);
+        if let Ok(lost) = checked.lose() {
+            self.cancel(lost);
+        }
+    }
+
+    /// The same for one that is off the pool already.
+    fn cancel(&self, lost: Made) {
         let connector = self.inner.connector.clone();
         self.inner.connector.runtime().spawn(async move {
-            let cancel = connector.cancel(&client);
+            let cancel = connector.cancel(&lost.client);
             if tokio::time::timeout(Duration::from_secs(1), cancel).await.is_err() {
                 tracing::debug!("a statement could not be cancelled in time");
             }
-            drop(client);
         });
     }
 }
@@ -332,7 +340,7 @@ impl Load for PostgresStore {
     }
 
     fn is_pressed(&self) -> bool {
-        self.inner.pool.is_pressed()
+        self.connections().waiting > 0
     }
 }
 

@@ -1,22 +1,27 @@
 //! Connections that are kept, as many as there may be; whoever wants one waits in a queue of bounded length and time.
 //!
 //! Half of the pool is kept open though nobody needs it: when a cache dies, its readers come at once, and must not wait for
-//! connections first. The other half is made only while somebody waits, and one by one: dozens that are made at the same
-//! time keep server and machine busier than the statements that wait for them. So there is one permit for each of the
-//! first half, and one more for every connection that was made beside them.
+//! connections first. Whoever finds none of these idle makes one himself, as long as there are fewer. The other half is made
+//! only while somebody waits, and one by one: dozens that are made at the same time keep server and machine busier than the
+//! statements that wait for them. [`Seats`] says who may.
+//!
+//! Whoever waits takes what comes first, an idle connection or a seat. What he began to make by then is made to its end, for
+//! others; whoever leaves ends it.
 //!
 //! The connection that was used last is used next: each is slow when it plans a statement for the first time.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod};
+use deadpool_postgres::ClientWrapper;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
+use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
 use super::connect::{CONNECT, Connector, Origin};
+use super::seats::{Seat, Seats};
 use super::unreachable;
 use crate::config;
 use crate::store::waiters::Place;
@@ -34,161 +39,241 @@ const COMES_BACK: Duration = Duration::from_millis(10);
 const HANGS: Duration = Duration::from_millis(250);
 /// Where one could not be made beside those that there are, nobody tries again for so long.
 const REFUSED: Duration = Duration::from_secs(1);
+
 /// Connections to one server.
 pub(super) struct Pool {
     connector: Connector,
-    made: deadpool_postgres::Pool,
-    /// One for each connection that may be used: those of [`Self::kept`], and those that were made beside them.
-    permits: Semaphore,
-    /// How many permits there are, given out or not.
-    usable: AtomicUsize,
-    /// How many more are being made.
-    making: AtomicUsize,
+    seats: Arc<Seats>,
+    held: Mutex<Held>,
+    /// One for each that is idle: whoever has one takes a connection.
+    ready: Semaphore,
     /// Somebody sees to it that more are made.
-    growing: AtomicUsize,
-    size: usize,
-    /// Who has a connection or waits for one: so many at most as there are connections and places in the queue.
+    growing: AtomicBool,
+    /// Who has a connection or waits for one, and how many may.
     inside: AtomicUsize,
-    queue: usize,
+    room: usize,
+    /// Who waits for others.
     waiting: AtomicUsize,
     patience: Duration,
 }
 
-/// A connection out of the pool, with the right to be on it.
+#[derive(Default)]
+struct Held {
+    /// The one that was used last comes last, and is used first.
+    idle: Vec<Made>,
+    lent: usize,
+}
+
+impl Held {
+    fn is_empty(&self) -> bool {
+        self.lent + self.idle.len() == 0
+    }
+}
+
+/// A connection in its seat.
+pub(super) struct Made {
+    pub(super) client: ClientWrapper,
+    life: Arc<Origin>,
+    /// Dropped after the connection.
+    _seat: Seat,
+}
+
+/// A connection out of the pool. It goes back when dropped, if it has not ended.
 pub(super) struct Checked<'a> {
-    pub(super) client: Object,
-    /// A fingerprint of the database that it leads to.
-    pub(super) origin: u64,
-    /// The same in words.
+    made: Option<Made>,
+    /// Which database it leads to, as it said when it was made.
     pub(super) life: Arc<Origin>,
-    _permit: SemaphorePermit<'a>,
+    pool: &'a Pool,
     _inside: Place<'a>,
 }
 
-/// Why there is no connection for a permit.
+/// What there is for whoever needs a connection.
+enum Turn {
+    Take(Made),
+    Make(Seat),
+}
+
+/// Why a connection could not be made.
 enum Failed {
-    /// The server answers, and gives us no other one.
-    Refused(StoreError),
+    /// The server answers, and gives us no other one: those that there are have to do.
+    Refused,
     Otherwise(StoreError),
 }
 
 impl Pool {
     /// Prepares it, without connecting yet; the first half is made soon.
     pub(super) fn new(connector: Connector, config: &config::Database) -> anyhow::Result<Arc<Self>> {
-        let manager = Manager::from_connect(
-            connector.config().clone(),
-            connector.clone(),
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
-        );
-        let size = usize::try_from(config.pool_size)?;
-        let made = deadpool_postgres::Pool::builder(manager).max_size(size).queue_mode(QueueMode::Lifo).build()?;
-        let kept = kept(size);
-        let pool = Arc::new(Self {
-            made,
-            permits: Semaphore::new(kept),
-            usable: AtomicUsize::new(kept),
-            making: AtomicUsize::new(0),
-            growing: AtomicUsize::new(0),
-            size,
-            inside: AtomicUsize::new(0),
-            queue: usize::try_from(config.queue)?,
-            waiting: AtomicUsize::new(0),
-            patience: config.statement_timeout,
-            connector,
-        });
+        let pool = Self::empty(connector, config)?;
         pool.connector.runtime().spawn(keep(Arc::downgrade(&pool)));
         Ok(pool)
     }
 
+    /// The same without anybody who looks after it.
+    fn empty(connector: Connector, config: &config::Database) -> anyhow::Result<Arc<Self>> {
+        let size = usize::try_from(config.pool_size)?;
+        Ok(Arc::new(Self {
+            seats: Seats::new(size, size.div_ceil(KEPT)),
+            held: Mutex::default(),
+            ready: Semaphore::new(0),
+            growing: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
+            room: size.saturating_add(usize::try_from(config.queue)?),
+            waiting: AtomicUsize::new(0),
+            patience: config.statement_timeout,
+            connector,
+        }))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn connections(&self) -> Connections {
-        let (open, in_use) = (self.made.status().size + self.connector.spares(), self.in_use());
-        Connections {
-            in_use: in_use.min(open),
-            idle: open.saturating_sub(in_use),
-            waiting: self.waiting.load(Ordering::SeqCst),
-        }
+        let held = self.held();
+        Connections { in_use: held.lent, idle: held.idle.len(), waiting: self.waiting.load(Ordering::SeqCst) }
     }
 
-    pub(super) fn is_pressed(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0
-    }
-
-    fn in_use(&self) -> usize {
-        self.usable.load(Ordering::SeqCst).saturating_sub(self.permits.available_permits())
-    }
-
-    /// A connection, after a wait in a queue that is bounded in length and time. Where the server gives us no other one,
-    /// one of those that there are is waited for.
+    /// A connection, after a wait in a queue that is bounded in length and time.
     pub(super) async fn checkout(self: &Arc<Self>) -> Result<Checked<'_>, StoreError> {
-        let inside = Place::take(&self.inside, self.size + self.queue).ok_or(StoreError::Busy)?;
+        let inside = Place::take(&self.inside, self.room).ok_or(StoreError::Busy)?;
         let until = Instant::now() + self.patience;
         loop {
-            let permit = self.permit(until).await?;
-            let failed = match self.connection().await {
-                Ok((client, life)) => {
-                    return Ok(Checked { client, origin: life.fingerprint, life, _permit: permit, _inside: inside });
-                }
-                Err(Failed::Otherwise(failed)) => return Err(failed),
-                Err(Failed::Refused(failed)) => failed,
+            let made = match self.turn(until).await? {
+                Turn::Take(made) => Some(made),
+                Turn::Make(seat) => self.make_or_take(seat).await?,
             };
-            // Whoever finds no idle one and has none himself knows that all that there are belong to others, with permits.
-            if self.made.status().size == 0 {
-                return Err(failed);
+            if let Some(made) = made {
+                let life = Arc::clone(&made.life);
+                return Ok(Checked { made: Some(made), life, pool: self, _inside: inside });
             }
-            permit.forget();
-            self.usable.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
-    async fn permit(self: &Arc<Self>, until: Instant) -> Result<SemaphorePermit<'_>, StoreError> {
-        if let Ok(permit) = self.permits.try_acquire() {
-            return Ok(permit);
-        }
-        let _place = Place::take(&self.waiting, usize::MAX);
-        self.grow();
-        let acquired = tokio::time::timeout_at(until, self.permits.acquire()).await;
-        // The semaphore is never closed.
-        acquired.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Busy)
-    }
-
-    /// The connection that was used last, or a new one, for somebody who has a permit.
-    async fn connection(&self) -> Result<(Object, Arc<Origin>), Failed> {
+    /// Waits for an idle connection, or for the right to make one.
+    async fn turn(self: &Arc<Self>, until: Instant) -> Result<Turn, StoreError> {
         loop {
-            let client = match tokio::time::timeout(CONNECT, self.made.get()).await {
-                Ok(Ok(client)) => client,
-                Ok(Err(PoolError::Backend(refused))) => {
-                    // Too many, or whoever we say we are may no longer connect.
-                    let code = refused.code().map_or("", SqlState::code);
-                    let is_refused = code == SqlState::TOO_MANY_CONNECTIONS.code() || code.starts_with("28");
-                    let failed = unreachable(&refused);
-                    return Err(if is_refused { Failed::Refused(failed) } else { Failed::Otherwise(failed) });
+            if let Ok(ready) = self.ready.try_acquire() {
+                if let Some(made) = self.lend(ready) {
+                    return Ok(Turn::Take(made));
                 }
-                Ok(Err(other)) => return Err(Failed::Otherwise(StoreError::Unavailable(other.to_string()))),
-                Err(_) => return Err(Failed::Otherwise(StoreError::Unavailable("connecting took too long".into()))),
-            };
-            // Loaded once: a later one is not this connection's.
-            let life = self.connector.origin();
-            if !life.is_former(Object::metrics(&client).created) {
-                return Ok((client, life));
+                continue;
             }
-            // It may lead to a database that is the primary no more.
-            drop(Object::take(client));
+            if let Some(seat) = self.seats.try_offered() {
+                return Ok(Turn::Make(seat));
+            }
+            let _place = Place::take(&self.waiting, usize::MAX);
+            self.grow();
+            tokio::select! {
+                biased;
+                // The semaphores are never closed.
+                Ok(ready) = self.ready.acquire() => if let Some(made) = self.lend(ready) {
+                    return Ok(Turn::Take(made));
+                },
+                Some(seat) = self.seats.offered() => return Ok(Turn::Make(seat)),
+                () = tokio::time::sleep_until(until) => return Err(StoreError::Busy),
+            }
         }
+    }
+
+    /// Makes a connection, or takes one that comes back meanwhile. `None`: there is another turn to wait for.
+    async fn make_or_take(self: &Arc<Self>, seat: Seat) -> Result<Option<Made>, StoreError> {
+        let mut making = Box::pin(Arc::clone(self).make(seat));
+        tokio::select! {
+            biased;
+            Ok(ready) = self.ready.acquire() => {
+                let pool = Arc::clone(self);
+                self.connector.runtime().spawn(async move { making.await.map(|made| pool.put(made)) });
+                Ok(self.lend(ready))
+            }
+            made = &mut making => match made {
+                Ok(made) => {
+                    self.held().lent += 1;
+                    Ok(Some(made))
+                }
+                Err(Failed::Refused) => Ok(None),
+                Err(Failed::Otherwise(failed)) => Err(failed),
+            },
+        }
+    }
+
+    /// A new connection.
+    async fn make(self: Arc<Self>, seat: Seat) -> Result<Made, Failed> {
+        let found = match tokio::time::timeout(CONNECT, self.connector.find()).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(failed)) => {
+                let held = self.held();
+                if is_refusal(&failed) && !held.is_empty() {
+                    // Under the lock: the last one is lost after this, and its seat is offered then.
+                    seat.withhold();
+                    return Err(Failed::Refused);
+                }
+                return Err(Failed::Otherwise(unreachable(&failed)));
+            }
+            Err(_) => return Err(Failed::Otherwise(StoreError::Unavailable("connecting took too long".into()))),
+        };
+        Ok(Made { client: ClientWrapper::new(found.client, found.driver), life: found.life, _seat: seat.settle() })
+    }
+
+    /// The idle connection that was used last; `None` where it can't be used any more.
+    fn lend(&self, ready: SemaphorePermit<'_>) -> Option<Made> {
+        ready.forget();
+        let mut held = self.held();
+        let made = held.idle.pop().filter(|made| self.may_use(made))?;
+        held.lent += 1;
+        Some(made)
+    }
+
+    /// Whether it is there, and leads to where new ones lead: else perhaps to a database that is the primary no more.
+    fn may_use(&self, made: &Made) -> bool {
+        !made.client.is_closed() && self.connector.leads_to(&made.life)
+    }
+
+    /// Gives one to whoever waits first.
+    fn put(&self, made: Made) {
+        self.held().idle.push(made);
+        self.ready.add_permits(1);
+    }
+
+    /// Gives up idle connections that have ended, or lead elsewhere.
+    fn sort_out(&self) {
+        let mut held = self.held();
+        let mut index = 0;
+        while let Some(made) = held.idle.get(index) {
+            if self.may_use(made) {
+                index += 1;
+                continue;
+            }
+            // Others are about to take the rest, and will see.
+            let Ok(ready) = self.ready.try_acquire() else { break };
+            ready.forget();
+            held.idle.remove(index);
+        }
+    }
+
+    /// Opens what is missing of those that are kept, one by one. Whether it could.
+    async fn top_up(self: &Arc<Self>) -> bool {
+        while let Some(seat) = self.seats.missing() {
+            match Arc::clone(self).make(seat).await {
+                Ok(made) => self.put(made),
+                // Whoever needs one says why there is none.
+                Err(_) => return false,
+            }
+        }
+        true
     }
 
     /// Sees to it that connections are made for those who wait, if nobody does yet.
     fn grow(self: &Arc<Self>) {
-        if self.usable.load(Ordering::SeqCst) >= self.size || self.growing.swap(1, Ordering::SeqCst) == 1 {
+        if self.growing.swap(true, Ordering::SeqCst) {
             return;
         }
         let pool = Arc::clone(self);
         self.connector.runtime().spawn(async move {
             loop {
                 pool.serve_who_waits().await;
-                pool.growing.store(0, Ordering::SeqCst);
+                pool.growing.store(false, Ordering::SeqCst);
                 // Whoever came between the last look and this waits for nobody else.
-                let missed = pool.waiting.load(Ordering::SeqCst) > 0 && pool.usable.load(Ordering::SeqCst) < pool.size;
-                if !missed || pool.growing.swap(1, Ordering::SeqCst) == 1 {
+                if pool.waiting.load(Ordering::SeqCst) == 0 || pool.growing.swap(true, Ordering::SeqCst) {
                     return;
                 }
             }
@@ -199,13 +284,16 @@ impl Pool {
     async fn serve_who_waits(self: &Arc<Self>) {
         loop {
             tokio::time::sleep(COMES_BACK).await;
-            if self.waiting.load(Ordering::SeqCst) == 0 || self.usable.load(Ordering::SeqCst) >= self.size {
+            if self.waiting.load(Ordering::SeqCst) == 0 {
                 return;
             }
-            let Some(attempt) = Attempt::begin(self) else { continue };
+            let Some(seat) = self.seats.held_back() else { continue };
             let pool = Arc::clone(self);
-            let attempt = self.connector.runtime().spawn(async move { pool.make(attempt).await });
-            match tokio::time::timeout(HANGS, attempt).await {
+            let making = self.connector.runtime().spawn(async move {
+                let made = Arc::clone(&pool).make(seat).await;
+                made.map(|made| pool.put(made)).is_ok()
+            });
+            match tokio::time::timeout(HANGS, making).await {
                 // It goes on, and the next one is tried beside it.
                 Err(_) | Ok(Ok(true)) => {}
                 // Those who have a connection go on with what there is.
@@ -213,84 +301,45 @@ impl Pool {
             }
         }
     }
+}
 
-    /// One more connection, for whoever waits first. Whether it could be made.
-    async fn make(&self, attempt: Attempt) -> bool {
-        let stocked = tokio::time::timeout(CONNECT, self.connector.stock()).await;
-        let Ok(Ok(())) = stocked else { return false };
-        self.usable.fetch_add(1, Ordering::SeqCst);
-        self.permits.add_permits(1);
-        drop(attempt);
-        true
+impl Checked<'_> {
+    pub(super) fn client(&self) -> Result<&ClientWrapper, StoreError> {
+        self.made.as_ref().map(|made| &made.client).ok_or_else(gone)
     }
 
-    /// Opens what is missing of those that are kept; not while all that may be used are. Whether it could.
-    async fn top_up(self: &Arc<Self>) -> bool {
-        // There was no room for them.
-        while self.usable.load(Ordering::SeqCst) < kept(self.size) {
-            let Some(attempt) = Attempt::begin(self) else { return true };
-            if !self.make(attempt).await {
-                return false;
-            }
-        }
-        while let Ok(permit) = self.permits.try_acquire() {
-            // Its own permit counts for nothing but the connection that is to be made.
-            if self.taken() > kept(self.size) {
-                break;
-            }
-            if !matches!(tokio::time::timeout(CONNECT, self.connector.stock()).await, Ok(Ok(()))) {
-                // Whoever needs one says why there is none.
-                return false;
-            }
-            drop(permit);
-        }
-        true
+    pub(super) fn client_mut(&mut self) -> Result<&mut ClientWrapper, StoreError> {
+        self.made.as_mut().map(|made| &mut made.client).ok_or_else(gone)
     }
 
-    /// Takes back the permits of connections that have ended: those beside the kept ones are made anew as they were made
-    /// before, while somebody waits and one by one.
-    fn let_go(&self) {
-        while self.waiting.load(Ordering::SeqCst) == 0 {
-            let Ok(permit) = self.permits.try_acquire() else { return };
-            // This one is taken too.
-            if self.usable.load(Ordering::SeqCst) < self.taken().max(kept(self.size) + 1) {
-                return;
-            }
-            permit.forget();
-            self.usable.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-
-    /// The permits that are given out, and the connections that wait for one. All connections that there are, or are being
-    /// made for somebody who has a permit, are among these. Those that have ended are forgotten.
-    fn taken(&self) -> usize {
-        let before = self.in_use();
-        let waiting = self.made.retain(|client, _| !client.is_closed()).retained + self.connector.spares();
-        // Whoever took one of those meanwhile counts as well.
-        waiting + before.max(self.in_use())
+    /// Takes it off the pool. It has its seat until it is dropped.
+    pub(super) fn lose(mut self) -> Result<Made, StoreError> {
+        let made = self.made.take().ok_or_else(gone)?;
+        self.pool.held().lent -= 1;
+        Ok(made)
     }
 }
 
-/// How many of so many are kept open.
-fn kept(size: usize) -> usize {
-    size.div_ceil(KEPT)
-}
-
-/// A connection that is being made beside those that may be used; together they are no more than there may be.
-struct Attempt(Arc<Pool>);
-
-impl Attempt {
-    fn begin(pool: &Arc<Pool>) -> Option<Self> {
-        let before = pool.making.fetch_add(1, Ordering::SeqCst);
-        let attempt = Self(Arc::clone(pool));
-        (before + pool.usable.load(Ordering::SeqCst) < pool.size).then_some(attempt)
-    }
-}
-
-impl Drop for Attempt {
+impl Drop for Checked<'_> {
     fn drop(&mut self) {
-        self.0.making.fetch_sub(1, Ordering::SeqCst);
+        let Some(made) = self.made.take() else { return };
+        let mut held = self.pool.held();
+        held.lent -= 1;
+        if self.pool.may_use(&made) {
+            held.idle.push(made);
+            self.pool.ready.add_permits(1);
+        }
     }
+}
+
+fn gone() -> StoreError {
+    StoreError::Unavailable("the connection was lost".into())
+}
+
+/// Too many, or whoever we say we are may no longer connect.
+fn is_refusal(failed: &Error) -> bool {
+    let code = failed.code().map_or("", SqlState::code);
+    code == SqlState::TOO_MANY_CONNECTIONS.code() || code.starts_with("28")
 }
 
 /// Looks after the connections for as long as the pool is there.
@@ -299,13 +348,12 @@ async fn keep(pool: Weak<Pool>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(pool) = pool.upgrade() else { return };
-        pool.let_go();
-        if pool.waiting.load(Ordering::SeqCst) > 0 {
-            // Who came while permits were taken back may have found that there were enough.
-            pool.grow();
-        }
+        pool.sort_out();
         if later <= Instant::now() && !pool.top_up().await {
             later = Instant::now() + LATER;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::error::Error as StdError;
 use std::pin::pin;
 
 use bytes::{BufMut, BytesMut};
-use deadpool_postgres::Object;
+use deadpool_postgres::ClientWrapper;
 use futures_util::TryStreamExt;
 use tokio_postgres::types::{Format, IsNull, Kind, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Error, Statement};
@@ -95,7 +95,7 @@ impl PostgresStore {
         let sql = wrapped(&resource.statements.row);
         let declared = &*resource.name != "query";
         if declared {
-            let there = async |client: &Object, statement: &Statement| collect(client, statement, params).await;
+            let there = async |client: &ClientWrapper, statement: &Statement| collect(client, statement, params).await;
             // Whether it still followed was asked after it: nothing is on its way any more.
             if let Some((Ok(Collected { json, truncated, .. }), origin)) =
                 self.at_replica(resource, &sql, waiters, there).await?
@@ -106,8 +106,7 @@ impl PostgresStore {
         let mut retried = false;
         loop {
             let checked = waiters.or(self.checkout()).await?;
-            let origin = checked.origin;
-            let client = &checked.client;
+            let (client, origin) = (checked.client()?, checked.life.fingerprint);
             let run = async {
                 if declared {
                     let statement = client.prepare_cached(&sql).await?;
@@ -159,8 +158,9 @@ impl PostgresStore {
     ///
     /// [`StoreError`].
     pub async fn reads(&self, resource: &Resource) -> Result<Vec<String>, StoreError> {
-        let checked = self.checkout().await?;
-        let client = &checked.client;
+        // Its session keeps a prepared statement that the pool must not hand on.
+        let lost = self.checkout().await?.lose()?;
+        let client = &lost.client;
         let asked = async {
             let count = client.prepare_cached(&wrapped(&resource.statements.row)).await?.params().len();
             let nulls = if count == 0 { String::new() } else { format!("({})", vec!["NULL"; count].join(", ")) };
@@ -178,9 +178,10 @@ impl PostgresStore {
             client.batch_execute("ROLLBACK").await?;
             explained
         };
-        let explained = asked.await;
-        // Its session keeps a prepared statement that the pool must not hand on.
-        drop(Object::take(checked.client));
+        let Ok(explained) = tokio::time::timeout(self.inner.statement_timeout + SLACK, asked).await else {
+            self.cancel(lost);
+            return Err(StoreError::TimedOut);
+        };
         let mut plan = String::new();
         for message in explained.map_err(error)? {
             if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
@@ -217,7 +218,11 @@ struct Collected {
 }
 
 /// The rows; or how many parameters there should be.
-async fn collect(client: &Object, statement: &Statement, params: &[Param]) -> Result<Result<Collected, usize>, Error> {
+async fn collect(
+    client: &ClientWrapper,
+    statement: &Statement,
+    params: &[Param],
+) -> Result<Result<Collected, usize>, Error> {
     if statement.params().len() != params.len() {
         return Ok(Err(statement.params().len()));
     }

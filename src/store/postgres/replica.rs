@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
 use tokio_postgres::{Client, Error, Statement};
 
 use super::connect::CONNECT;
@@ -104,7 +104,7 @@ impl Replica {
         })?;
         let session: Arc<ArcSwapOption<String>> = Arc::default();
         let expected = Arc::clone(&session);
-        let like_the_primary = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
+        let like_the_primary = Hook::async_fn(move |client: &mut ClientWrapper, _| {
             let expected = expected.load_full();
             Box::pin(async move {
                 let found = session_of(client).await.map_err(HookError::Backend)?;
@@ -292,7 +292,7 @@ impl PostgresStore {
         resource: &Resource,
         sql: &str,
         waiters: &Waiters,
-        read: impl AsyncFnOnce(&Object, &Statement) -> Result<T, Error>,
+        read: impl AsyncFnOnce(&ClientWrapper, &Statement) -> Result<T, Error>,
     ) -> Result<Option<(T, u64)>, StoreError> {
         let Some(replica) = &self.inner.replica else { return Ok(None) };
         if resource.hold || !replica.keeps_up.load(Ordering::Acquire) {
@@ -341,11 +341,11 @@ impl PostgresStore {
     /// Where the primary is now; `None` where it does not say which of its lives this is.
     async fn moment(&self, waiters: &Waiters) -> Result<Option<Moment>, StoreError> {
         let checked = waiters.or(self.checkout()).await?;
-        let origin = Arc::clone(&checked.life);
+        let (client, origin) = (checked.client()?, Arc::clone(&checked.life));
         let Some(timeline) = origin.timeline() else { return Ok(None) };
         let asked = async {
-            let statement = checked.client.prepare_cached(POSITION).await?;
-            checked.client.query_one(&statement, &[]).await?.try_get(0)
+            let statement = client.prepare_cached(POSITION).await?;
+            client.query_one(&statement, &[]).await?.try_get(0)
         };
         match tokio::time::timeout(self.inner.statement_timeout + SLACK, asked).await {
             Ok(Ok(position)) => Ok(Some(Moment { position, origin, timeline })),

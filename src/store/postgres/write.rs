@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Transaction};
+use deadpool_postgres::{ClientWrapper, Transaction};
 use serde_json::value::RawValue;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Row};
@@ -83,15 +83,15 @@ async fn attempt(
     waiters: &Waiters,
 ) -> Result<Written, Failure> {
     let mut checked = waiters.or(store.checkout()).await.map_err(WriteError::from)?;
-    if checked.client.is_closed() {
+    let client = checked.client_mut().map_err(WriteError::from)?;
+    if client.is_closed() {
         return Err(WriteError::from(StoreError::Unavailable("the connection was lost".into())).into());
     }
     // What the transaction did, from the moment at which nobody may know whether it did.
     let committing = Mutex::new(None);
     // Each statement has its own limit in the server; one that answers none of them has this one.
     let limit = (store.inner.statement_timeout + SLACK) * 4;
-    if let Ok(outcome) =
-        tokio::time::timeout(limit, transact(store, &mut checked.client, resource, write, last, &committing)).await
+    if let Ok(outcome) = tokio::time::timeout(limit, transact(store, client, resource, write, last, &committing)).await
     {
         outcome
     } else {
@@ -104,7 +104,7 @@ async fn attempt(
 
 async fn transact(
     store: &PostgresStore,
-    client: &mut Object,
+    client: &mut ClientWrapper,
     resource: &Resource,
     write: &Write,
     last: &LastWord,
@@ -153,7 +153,7 @@ async fn transact(
 }
 
 /// What a transaction that was just committed has changed, once the decoder has told; `None` if it takes too long.
-async fn decoded(client: &Object, id: &str) -> Result<Option<Vec<Change>>, Error> {
+async fn decoded(client: &ClientWrapper, id: &str) -> Result<Option<Vec<Change>>, Error> {
     let rows = client.query_typed("SELECT pg_current_wal_insert_lsn()::text", &[]).await?;
     let position: String = rows.first().map_or(Ok(String::new()), |row| row.try_get(0))?;
     if !wal::passed(client, &position, DECODING).await? {
@@ -449,19 +449,21 @@ async fn culprits(store: &PostgresStore, resource: &Resource, write: &Write) -> 
     let (Write::Create { body } | Write::Replace { body, .. } | Write::Merge { body, .. }) = write else {
         return Vec::new();
     };
-    let Ok(checked) = store.checkout().await else { return Vec::new() };
-    let mut columns = Vec::new();
-    for (name, value) in body.iter() {
-        let mut one = Body::default();
-        one.set(name, value.to_owned());
-        let Some(record) = record(resource, &one) else { continue };
-        let statement = format!("SELECT 1 FROM {record}");
-        let json = one.to_json();
-        // Only a "no" to this one value counts; a lost connection says nothing about it.
-        let tried = checked.client.query_typed(&statement, &[(&json, Type::TEXT)]).await;
-        if tried.is_err_and(|failed| failed.as_db_error().is_some()) {
-            columns.push(name.to_owned());
+    let tried = store.ask(async |client| {
+        let mut columns = Vec::new();
+        for (name, value) in body.iter() {
+            let mut one = Body::default();
+            one.set(name, value.to_owned());
+            let Some(record) = record(resource, &one) else { continue };
+            let statement = format!("SELECT 1 FROM {record}");
+            let json = one.to_json();
+            // Only a "no" to this one value counts; a lost connection says nothing about it.
+            let tried = client.query_typed(&statement, &[(&json, Type::TEXT)]).await;
+            if tried.is_err_and(|failed| failed.as_db_error().is_some()) {
+                columns.push(name.to_owned());
+            }
         }
-    }
-    columns
+        Ok(columns)
+    });
+    tried.await.unwrap_or_default()
 }

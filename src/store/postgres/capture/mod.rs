@@ -231,7 +231,7 @@ impl PostgresStore {
     /// [`StoreError`] where the database could not describe the tables.
     pub async fn install_script(&self, wanted: &[Wanted], role: Option<&str>) -> Result<String, StoreError> {
         let checked = self.checkout().await?;
-        let client = &checked.client;
+        let client = checked.client()?;
         let mut all = format!("BEGIN;\n{}COMMIT;\n", script::base());
         let steps = match self.steps(client, wanted, true).await {
             // Nothing is installed, and nothing is to be installed by looking.
@@ -302,8 +302,9 @@ impl PostgresStore {
     ///
     /// [`StoreError`]; what was done before stays, and running it again goes on from there.
     pub async fn install(&self, wanted: &[Wanted], role: Option<&str>) -> Result<Vec<String>, StoreError> {
-        let checked = self.checkout().await?;
-        let client = &checked.client;
+        // Its session has settings and a lock that the pool must not hand on.
+        let lost = self.checkout().await?.lose()?;
+        let client = &lost.client;
         let run = async {
             let mut done = Vec::new();
             // One at a time, wherever it runs; the lock ends with this connection's session.
@@ -331,10 +332,7 @@ impl PostgresStore {
             }
             Ok::<_, Error>(done)
         };
-        let done = run.await.map_err(error);
-        // Its session has settings and a lock that the pool must not hand on.
-        drop(deadpool_postgres::Object::take(checked.client));
-        done
+        run.await.map_err(error)
     }
 
     /// Removes the capture of all tables, whoever installed it.
@@ -344,7 +342,7 @@ impl PostgresStore {
     /// [`StoreError`].
     pub async fn uninstall(&self) -> Result<(), StoreError> {
         let checked = self.checkout().await?;
-        let client = &checked.client;
+        let client = checked.client()?;
         locked(client, script::UNINSTALL).await.map_err(error)?;
         // A service that reads a slot finds nothing to fill any more, and doesn't come back.
         for attempt in 0.. {

@@ -45,6 +45,13 @@ const MOST_PATIENCE: Duration = Duration::from_mins(1);
 /// How often the reader is heard from.
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
+/// A server from which nothing came for so long is asked to say something.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// One that says nothing for so long past its own patience is not there any more. The network need not say so for a quarter of
+/// an hour.
+const SILENT: Duration = Duration::from_secs(5);
+
 /// Between two looks whether the slot is free.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -343,7 +350,14 @@ impl Decoder {
         let opening = Stream::start(connector.config(), connector.tls(), slot, PUBLICATION, self.patience);
         let stream = opening.await?;
         tracing::info!(slot, "decoding the log");
-        let mut session = Session { client, stream, tables: HashMap::new(), batch: Batch::default(), confirmed: 0 };
+        let mut session = Session {
+            client,
+            stream,
+            tables: HashMap::new(),
+            batch: Batch::default(),
+            confirmed: 0,
+            patience: self.patience + SILENT,
+        };
         let ended = session.run().await;
         let progress = session.confirmed > 0;
         self.patience = if progress { PATIENCE } else { (self.patience * 4).min(MOST_PATIENCE) };
@@ -370,6 +384,8 @@ struct Session<'a> {
     batch: Batch,
     /// Everything before this position is in the outbox.
     confirmed: u64,
+    /// What the server may take to say something.
+    patience: Duration,
 }
 
 /// A table of the stream.
@@ -390,11 +406,15 @@ impl Session<'_> {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         // The end of the last whole transaction that is in the batch.
         let mut end = 0;
+        let mut heard = Instant::now();
         loop {
             let received = tokio::select! {
                 biased;
                 _ = heartbeat.tick() => {
-                    self.stream.confirm(self.confirmed).await?;
+                    if heard.elapsed() > self.patience {
+                        return Err(Broken::Unusable("the server fell silent".into()).into());
+                    }
+                    self.stream.confirm(self.confirmed, heard.elapsed() > QUIET).await?;
                     continue;
                 }
                 received = self.stream.next() => received?,
@@ -417,10 +437,11 @@ impl Session<'_> {
                     if !self.batch.is_open() {
                         self.write(end.max(position)).await?;
                     } else if reply {
-                        self.stream.confirm(self.confirmed).await?;
+                        self.stream.confirm(self.confirmed, false).await?;
                     }
                 }
             }
+            heard = Instant::now();
         }
     }
 
@@ -485,14 +506,14 @@ impl Session<'_> {
                 tokio::select! {
                     biased;
                     written = &mut writing => break written?,
-                    _ = heartbeat.tick() => self.stream.confirm(self.confirmed).await?,
+                    _ = heartbeat.tick() => self.stream.confirm(self.confirmed, false).await?,
                     () = tokio::time::sleep_until(deadline) => return Err(StoreError::TimedOut.into()),
                 }
             }
         }
         if position > self.confirmed {
             self.confirmed = position;
-            self.stream.confirm(position).await?;
+            self.stream.confirm(position, false).await?;
         }
         Ok(())
     }
@@ -523,4 +544,24 @@ async fn insert(client: &Client, captured: &Captured, rows: &BTreeSet<(u32, Opti
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Decoder, Metrics, PostgresStore, StoreError, Trouble};
+    use crate::config;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_never_lets_it_in_is_left() {
+        // The kernel takes connections, and nobody says a word.
+        let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+        let url = format!("postgres://a@{}/b", silent.local_addr().expect("it is bound")).into();
+        let database = config::Database { url, ..config::Database::default() };
+        let store = PostgresStore::new(&database, config::InvalidationMode::Wal).expect("it is sound");
+        let mut decoder = Decoder::new(store, Metrics::new().expect("they are sound").into());
+        let turn = tokio::time::timeout(Duration::from_mins(1), decoder.turn()).await.expect("it ends");
+        assert!(matches!(turn, Err(Trouble::Store(StoreError::TimedOut))), "{turn:?}");
+    }
 }

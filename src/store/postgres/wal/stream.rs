@@ -244,8 +244,8 @@ impl Stream {
         header.is_some_and(|header| usize::try_from(header.len()).is_ok_and(|length| self.inbox.len() > length))
     }
 
-    /// Says that everything before this position is safe, and that we are there.
-    pub(super) async fn confirm(&mut self, position: u64) -> Result<(), Broken> {
+    /// Says that everything before this position is safe, and that we are there; and asks whether the server is.
+    pub(super) async fn confirm(&mut self, position: u64, asks: bool) -> Result<(), Broken> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         let now = u64::try_from(now).unwrap_or(EPOCH).saturating_sub(EPOCH);
         let mut status = BytesMut::with_capacity(34);
@@ -255,7 +255,7 @@ impl Stream {
             status.put_u64(position);
         }
         status.put_u64(now);
-        status.put_u8(0);
+        status.put_u8(asks.into());
         frontend::CopyData::new(status)?.write(&mut self.outbox);
         self.send().await
     }
