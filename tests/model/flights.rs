@@ -105,6 +105,8 @@ pub struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Read(usize),
+    /// Boards without a look at the cache.
+    Skip(usize),
     Fly,
     Commit(usize),
     Invalidate(usize),
@@ -121,6 +123,11 @@ impl Flights {
     fn apply(&self, state: &mut State, action: Action) -> Option<()> {
         match action {
             Action::Read(index) => state.read(index),
+            Action::Skip(index) => {
+                let Passenger::Asked { left, floor } = state.readers[index] else { return None };
+                state.readers[index] = Passenger::Missed { left, floor };
+                state.read(index)
+            }
             Action::Fly => state.fly(self),
             Action::Commit(index) => state.world.commit(index),
             Action::Invalidate(index) if self.grouped => {
@@ -273,7 +280,7 @@ impl Model for Flights {
         if state.world.broken {
             return;
         }
-        actions.extend((0..self.readers).map(Action::Read));
+        actions.extend((0..self.readers).flat_map(|index| [Action::Read(index), Action::Skip(index)]));
         actions.extend((0..2).flat_map(|index| [Action::Commit(index), Action::Invalidate(index)]));
         actions.extend([Action::Fly, Action::Evict, Action::SoftEnds, Action::Others]);
         actions.extend([Action::Save, Action::Restart, Action::NewEpoch]);

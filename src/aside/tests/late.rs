@@ -29,6 +29,8 @@ enum Fate {
     Away,
     /// It is not trusted.
     Untrusted,
+    /// It is refused, after so long.
+    Refused(Duration),
 }
 
 impl Fate {
@@ -37,6 +39,10 @@ impl Fate {
             Self::Answered => return work.await,
             Self::Away => return Err(CacheError::Disconnected),
             Self::Untrusted => return Err(CacheError::Untrusted),
+            Self::Refused(after) => {
+                sleep(after).await;
+                return Err(CacheError::Refused);
+            }
             Self::Late => drop(work.await),
             Self::Lost => {}
         }
@@ -51,6 +57,8 @@ struct Troubled {
     memory: MemoryCache,
     /// Of each lookup of one entry.
     lookups: Fate,
+    /// Of the first of them, of which the last comes first.
+    first: Arc<Mutex<Vec<Fate>>>,
     /// How many there were.
     looked: Arc<AtomicU32>,
     /// Of the first lookups of many, of which the last comes first; all others are answered.
@@ -67,6 +75,7 @@ impl Heart {
         let cache = Troubled {
             memory: self.aside.cache().clone(),
             lookups,
+            first: Arc::default(),
             looked: Arc::default(),
             batches: Arc::new(Mutex::new(batches.to_vec())),
             leases: Arc::new(Mutex::new(leases.to_vec())),
@@ -80,7 +89,8 @@ impl Heart {
 impl Cache for Troubled {
     async fn read(&self, place: Place<'_>) -> Result<Lookup, CacheError> {
         self.looked.fetch_add(1, Ordering::SeqCst);
-        self.lookups.of(self.memory.read(place)).await
+        let fate = self.first.lock().unwrap().pop().unwrap_or(self.lookups);
+        fate.of(self.memory.read(place)).await
     }
 
     async fn read_many(&self, places: &[Place<'_>]) -> Result<Vec<Lookup>, CacheError> {
@@ -228,4 +238,21 @@ async fn those_who_were_too_late_for_what_is_not_stored_ask_the_cache_together()
     }
     assert_eq!(heart.loads(), 2, "all others share it");
     assert_eq!(heart.read(1).await.expect("it is answered").status.forward, None, "it is stored");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_was_refused_asks_again_when_he_was_too_late_for_a_load_past_the_cache() {
+    // Both look before either boards; the second is answered when the first is loading.
+    let fates = [Fate::Refused(TIMEOUT), Fate::Refused(Duration::from_millis(1))];
+    let heart = Heart::new(1 << 10);
+    let process = heart.troubled(Fate::Answered, &fates, &[]);
+    process.cache().first.lock().unwrap().extend(fates);
+    let target = heart.target(1);
+    let (first, second) = tokio::join!(process.read(&target, ask()), process.read(&target, ask()));
+    assert_eq!(first.expect("it is answered").status.forward, Some(Forward::Bypass));
+    assert!(second.expect("it is answered").status.stored);
+    let targets = [heart.target(2), heart.target(3)];
+    let (first, second) = tokio::join!(process.read_many(&targets, ask()), process.read_many(&targets, ask()));
+    assert_eq!(first.expect("it is answered")[0].status.forward, Some(Forward::Bypass));
+    assert!(second.expect("it is answered")[0].status.stored);
 }
