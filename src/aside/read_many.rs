@@ -6,8 +6,8 @@ use std::time::Instant;
 use tokio::time::timeout_at;
 
 use super::answer::{Answer, Ask, ReadError, Status};
-use super::lease::Way;
 use super::flight::Arrived;
+use super::lease::Way;
 use super::read::{LOST, Path, is_own};
 use super::{Aside, refresh};
 use crate::cache::{Cache, CacheError, Lookup, Place};
