@@ -241,8 +241,8 @@ async fn a_table_that_is_no_longer_captured_is_past_the_cache_in_batches_too() {
     let app = world.app(RESOURCES).await;
     warm(&[&app], &["/api/item/1"]).await;
     world.sql("ALTER TABLE item DISABLE TRIGGER USER").await;
-    let bypassed = async |app: &App| app.get("/api/item/2").await.header("cache-status") == "cache-aside; fwd=bypass";
-    app.until("past the cache", bypassed).await;
+    // One read past the cache may have another reason: a busy machine.
+    app.until("noticed", async |app| app.get("/readyz?verbose").await.text.contains("run cache-aside migrate")).await;
     for _ in 0..2 {
         let batch = app.get("/api/item?id=1,2").await.expect(200);
         assert_eq!(batch.json()["source"]["database"], 2, "{batch:?}");

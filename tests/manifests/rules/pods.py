@@ -95,8 +95,8 @@ def probes(objects):
             continue
         found = {kind: pod.containers[0].get(kind, {}) for kind in ("startupProbe", "readinessProbe", "livenessProbe")}
         asked = {kind: probe.get("httpGet", {}) for kind, probe in found.items()}
-        if asked["readinessProbe"].get("path") != "/readyz":
-            yield f"{pod.owner}: readiness is the database's business too: /readyz"
+        if asked["readinessProbe"].get("path") != "/readyz?exclude=database":
+            yield f"{pod.owner}: what the cache can answer is asked for without the database too: /readyz?exclude=database"
         for kind in ("startupProbe", "livenessProbe"):
             if asked[kind].get("path") != "/livez":
                 yield f"{pod.owner}: {kind} must not depend on the database: /livez"
