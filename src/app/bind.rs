@@ -270,6 +270,23 @@ pub(super) async fn watch_database(served: Served) {
         let serves = refused && connections.in_use + connections.idle > 0;
         let health = if serves { Ok(()) } else { answer.clone().map_err(|error| error.to_string()) };
         served.health.database.store(Arc::new(health));
+        store.expect(most_read(&served).iter().map(AsRef::as_ref));
         guard.pause(&answer).await;
     }
+}
+
+/// The resources that were read, the most first.
+fn most_read(served: &Served) -> Vec<Arc<catalog::Resource>> {
+    let catalog = served.catalog.load();
+    let reads = |name: &str| served.aside.metrics().resource(name).all_reads();
+    let mut read: Vec<_> = catalog
+        .all()
+        .filter_map(|(_, state)| match state {
+            State::Ready(resource, _) => Some((reads(&resource.name), Arc::clone(resource))),
+            State::Waiting(_) => None,
+        })
+        .filter(|(reads, _)| *reads > 0)
+        .collect();
+    read.sort_by_key(|(reads, _)| std::cmp::Reverse(*reads));
+    read.into_iter().map(|(_, resource)| resource).collect()
 }

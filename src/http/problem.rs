@@ -229,6 +229,9 @@ impl From<WriteError> for Problem {
                     "the connection to the database was lost while committing: read the row to see whether it was written",
                 )
             },
+            WriteError::Untold => {
+                Self::unavailable("the cache can't be told before the commit, so nothing was written; try again")
+            }
             WriteError::Store(error) => error.into(),
         }
     }

@@ -75,6 +75,7 @@ impl std::fmt::Display for Error {
                 WriteError::Unknown(_) => {
                     out.write_str("the connection was lost while committing: it may have been written or not")
                 }
+                WriteError::Untold => out.write_str("the cache can't be told before the commit: nothing was written"),
                 WriteError::Store(error) => write!(out, "{error}"),
             },
             Self::Unsettled(patience) => {

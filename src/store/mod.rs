@@ -301,6 +301,18 @@ impl AnyStore {
         }
     }
 
+    /// What is read most, the most first: a store whose connections are slow at first has them prepare for it.
+    pub fn expect<'a>(&self, resources: impl Iterator<Item = &'a Resource>) {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => store.expect(resources),
+            #[cfg(feature = "mysql")]
+            Self::Mysql(_) => drop(resources),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(_) => drop(resources),
+        }
+    }
+
     /// How many loads went to a replica since this was asked last, and why others did not.
     #[must_use]
     pub fn replica_reads(&self) -> Vec<(&'static str, u64)> {

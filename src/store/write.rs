@@ -209,13 +209,13 @@ impl LastWord {
     ///
     /// # Errors
     ///
-    /// [`WriteError::Store`] where the answer is no.
+    /// [`WriteError::Untold`] where the answer is no.
     pub async fn given(&self, written: &Written) -> Result<(), WriteError> {
         let Some(ask) = &self.0 else { return Ok(()) };
         if ask(written.clone()).await {
             return Ok(());
         }
-        Err(StoreError::Unavailable("the cache can't be told before the commit".into()).into())
+        Err(WriteError::Untold)
     }
 }
 
@@ -248,6 +248,8 @@ pub enum WriteError {
     },
     /// The connection was lost while committing: the write may have happened or not. This is what it touched if it did.
     Unknown(Box<Written>),
+    /// The cache can't be told before the commit, which `consistency: hold` asks for: nothing was written.
+    Untold,
     /// Nothing was written.
     Store(StoreError),
 }

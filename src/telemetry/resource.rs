@@ -88,6 +88,12 @@ impl ResourceMetrics {
         self.durations[outcome as usize].observe(started.elapsed().as_secs_f64());
     }
 
+    /// How many reads were counted, however they ended.
+    #[must_use]
+    pub fn all_reads(&self) -> u64 {
+        self.requests.iter().map(IntCounter::get).sum()
+    }
+
     /// Counts reads of a batch, whose duration is counted once by [`Self::read`]'s histogram.
     pub fn reads(&self, outcome: Outcome, count: u64) {
         self.requests[outcome as usize].inc_by(count);

@@ -104,6 +104,16 @@ impl Fleet {
         fleet
     }
 
+    /// New replicas in place of those that there are.
+    pub async fn replace(&mut self) {
+        let replicas = self.apps.len();
+        self.apps.clear();
+        for _ in 0..replicas {
+            let app = self.another().await;
+            self.apps.push(app);
+        }
+    }
+
     /// One more replica, ready to be asked.
     pub async fn another(&self) -> App {
         let app = App::launch(&self.config).await;

@@ -24,6 +24,8 @@ use crate::wire::{Broken, HOWS, How, Wire, get};
 
 /// The timer has steps of a millisecond: a request that it alone made late by less than this counts from when it was sent.
 const TIMER: Duration = Duration::from_millis(2);
+/// One request of so many is the control's.
+const CONTROL: u64 = 20;
 /// How long a window is.
 const WINDOW: Duration = Duration::from_millis(100);
 
@@ -64,6 +66,9 @@ pub struct Load {
     pub keys: Keys,
     /// Requests per second, of all connections together.
     pub rate: f64,
+    /// One of twenty requests asks for this instead, and is recorded apart: whatever else this machine does meanwhile, it
+    /// does to both.
+    pub control: Option<&'static str>,
     /// How many connections there are, and so how many requests can be under way. Whichever is free takes the next
     /// request: one that waits for its answer delays no other.
     pub connections: usize,
@@ -95,7 +100,7 @@ impl Window {
         histogram.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
     }
 
-    fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         for how in HOWS {
             self.counts[how as usize] += other.counts[how as usize];
             let Some(theirs) = &other.latencies[how as usize] else { continue };
@@ -145,17 +150,20 @@ impl Window {
 pub struct Seen {
     began: Instant,
     windows: BTreeMap<u128, Window>,
+    control: BTreeMap<u128, Window>,
     /// The most requests that were under way at one time.
     pub most_under_way: usize,
 }
 
 impl Seen {
+    /// The same of the control alone.
+    pub fn control(&self, from: Instant, to: Instant) -> Window {
+        sum(self.control.range(self.index(from)..self.index(to)))
+    }
+
     /// What was meant to be sent in this time, to the window.
     pub fn between(&self, from: Instant, to: Instant) -> Window {
-        let (first, last) = (self.index(from), self.index(to));
-        let mut sum = Window::default();
-        self.windows.range(first..last).for_each(|(_, window)| sum.add(window));
-        sum
+        sum(self.windows.range(self.index(from)..self.index(to)))
     }
 
     /// From a moment on.
@@ -172,6 +180,12 @@ impl Seen {
     fn index(&self, moment: Instant) -> u128 {
         moment.saturating_duration_since(self.began).as_millis() / WINDOW.as_millis()
     }
+}
+
+fn sum<'a>(windows: impl Iterator<Item = (&'a u128, &'a Window)>) -> Window {
+    let mut sum = Window::default();
+    windows.for_each(|(_, window)| sum.add(window));
+    sum
 }
 
 /// A load that goes on.
@@ -197,6 +211,7 @@ struct Shared {
     /// How many requests have found a connection.
     taken: AtomicU64,
     windows: Mutex<BTreeMap<u128, Window>>,
+    control: Mutex<BTreeMap<u128, Window>>,
     under_way: AtomicUsize,
     most_under_way: AtomicUsize,
 }
@@ -210,6 +225,7 @@ impl Load {
             stop: Arc::clone(&stop),
             taken: AtomicU64::new(0),
             windows: Mutex::default(),
+            control: Mutex::default(),
             under_way: AtomicUsize::new(0),
             most_under_way: AtomicUsize::new(0),
         });
@@ -222,9 +238,11 @@ impl Load {
                 }
                 readers.join_all().await;
             });
-            let windows = std::mem::take(&mut *shared.windows.lock().unwrap_or_else(PoisonError::into_inner));
+            let take =
+                |windows: &Mutex<_>| std::mem::take(&mut *windows.lock().unwrap_or_else(PoisonError::into_inner));
+            let (windows, control) = (take(&shared.windows), take(&shared.control));
             let most_under_way = shared.most_under_way.load(Ordering::Relaxed);
-            Seen { began: shared.began, windows, most_under_way }
+            Seen { began: shared.began, windows, control, most_under_way }
         });
         Going { stop, thread }
     }
@@ -261,8 +279,10 @@ async fn reader(shared: Arc<Shared>, place: usize) {
         let now = Instant::now();
         let from = if now - meant < TIMER { now } else { meant };
         request.clear();
+        let control = load.control.filter(|_| number % CONTROL == 0);
+        let path = control.unwrap_or(load.path);
         let key = (load.keys)(&mut random);
-        let _ = write!(request, "GET {}{key} HTTP/1.1\r\nhost: drill\r\n\r\n", load.path);
+        let _ = write!(request, "GET {path}{key} HTTP/1.1\r\nhost: drill\r\n\r\n");
         let under_way = shared.under_way.fetch_add(1, Ordering::Relaxed) + 1;
         shared.most_under_way.fetch_max(under_way, Ordering::Relaxed);
         let (how, again, without) = line.ask(&shared, place, &request).await;
@@ -270,7 +290,8 @@ async fn reader(shared: Arc<Shared>, place: usize) {
         shared.under_way.fetch_sub(1, Ordering::Relaxed);
         let index = meant.saturating_duration_since(shared.began).as_millis() / WINDOW.as_millis();
         {
-            let mut windows = shared.windows.lock().unwrap_or_else(PoisonError::into_inner);
+            let windows = if control.is_some() { &shared.control } else { &shared.windows };
+            let mut windows = windows.lock().unwrap_or_else(PoisonError::into_inner);
             let window = windows.entry(index).or_default();
             window.record(how, took);
             window.again += u64::from(again);

@@ -13,6 +13,7 @@ mod app;
 mod drills;
 mod fleet;
 mod load;
+mod machine;
 mod plot;
 mod report;
 #[path = "../it/servers.rs"]
@@ -20,6 +21,8 @@ mod servers;
 mod wire;
 
 use std::process::ExitCode;
+
+use machine::Processors;
 
 use drills::{cache_killed, flush, hot, idle, permits, roll, slow_database, stampede};
 
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let runtime = runtime.expect("a runtime should start");
     let mut held = true;
     for name in names {
+        let processors = Processors::now();
         let reports = runtime.block_on(async {
             match name {
                 "smoke" => vec![stampede::small().await],
@@ -56,6 +60,8 @@ fn main() -> ExitCode {
         for report in reports {
             held &= report.print();
         }
+        let percent = processors.stolen_since() * 100.0;
+        println!("\nOther machines had {percent:.0} % of the time of this one's processors meanwhile.");
     }
     if cfg!(debug_assertions) {
         println!("\n(a debug build: its times mean nothing)");

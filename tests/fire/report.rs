@@ -76,6 +76,13 @@ impl Report {
     }
 }
 
+/// The one in the middle; of two, the lower.
+pub fn median(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// How many times one is the other.
 pub fn ratio(one: f64, other: f64) -> f64 {
     one / other.max(f64::MIN_POSITIVE)

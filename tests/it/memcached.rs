@@ -101,7 +101,8 @@ async fn with_holds_nothing_is_written_while_the_cache_can_not_be_told() {
     let app = world.app(writes::HOLD).await;
     app.patch("/api/counter/1", r#"{"v":1}"#).await.expect(200);
     memcached.kill().await;
-    app.patch("/api/counter/1", r#"{"v":2}"#).await.expect(503);
+    let refused = app.patch("/api/counter/1", r#"{"v":2}"#).await.expect(503);
+    assert!(refused.text.contains("the cache can't be told"), "{refused:?}");
     assert_eq!(world.text("SELECT v::text FROM counter").await, "1");
     memcached.start_again().await;
     app.until("written", async |app| app.patch("/api/counter/1", r#"{"v":3}"#).await.status == 200).await;

@@ -252,7 +252,7 @@ async fn a_head_without_end_is_refused() {
 #[tokio::test]
 async fn a_body_that_is_announced_too_large_is_refused_before_it_comes() {
     let world = World::new(GATED).await;
-    let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 2s }\n";
+    let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 20s }\n";
     let app = App::start(&(world.config("resources: { item: { write: [update] } }\n") + server)).await;
     let mut stream = TcpStream::connect(address(&app)).await.expect("it listens");
     let head =

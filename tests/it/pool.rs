@@ -82,6 +82,24 @@ async fn half_is_kept_open_and_the_rest_is_made_for_those_who_wait_and_never_mor
     }
 }
 
+#[tokio::test]
+async fn what_is_read_is_planned_on_connections_that_nobody_has_used_and_reads_no_row_there() {
+    let world = World::new(GATED).await;
+    world.sql("INSERT INTO gate VALUES (true)").await;
+    let app = App::start(&sized(&world, 8, 3)).await;
+    open(&app, 4).await;
+    app.get("/api/slow_item/1").await.expect(200);
+    // One of them is used for all that is asked one after the other.
+    world
+        .until(
+            "SELECT count(*) >= 3 FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name = 'cache-aside' AND state = 'idle' AND query LIKE 'SELECT (SELECT row_to_json%slow_item%'",
+        )
+        .await;
+    assert_eq!(world.text("SELECT last_value::text FROM begun").await, "1");
+    open(&app, 4).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connects_that_hang_keep_nobody_from_those_that_succeed() {
     let postgres = Postgres::start().await;

@@ -1,5 +1,6 @@
 //! PostgreSQL: prepared statements over a pool, rows as the JSON that `row_to_json` writes.
 //!
+//! - `ahead` has idle connections plan what readers would ask
 //! - `capture` installs and checks what tells of changes, `feed` reads them, `snapshot` compares moments
 //! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
 //! - `describe` asks the system catalogues what a table is
@@ -11,6 +12,7 @@
 //! - `wal` fills the outbox from the log, where triggers are not wanted
 //! - `write` runs the transaction of one write, and asks which column a refused value belongs to
 
+mod ahead;
 mod capture;
 mod connect;
 mod describe;
@@ -37,7 +39,7 @@ use tokio_postgres::types::{FromSql, Type};
 
 use self::connect::{CONNECT, Connector};
 pub use self::feed::Feed;
-use self::pool::{Checked, Made, Pool};
+use self::pool::{Checked, Pool};
 use self::replica::Replica;
 pub use self::wal::Decoder;
 use super::probe::{Probe, QUESTION};
@@ -109,6 +111,11 @@ impl PostgresStore {
     #[must_use]
     pub fn connections(&self) -> Connections {
         self.inner.pool.connections()
+    }
+
+    /// What is read most, and would be read here if nothing were in the cache any more: idle connections prepare for it.
+    pub fn expect<'a>(&self, resources: impl Iterator<Item = &'a Resource>) {
+        self.inner.pool.expect(resources);
     }
 
     /// The version of the server, for `check`.
@@ -229,19 +236,8 @@ impl PostgresStore {
     /// seat is not another's.
     fn abandon(&self, checked: Checked<'_>) {
         if let Ok(lost) = checked.lose() {
-            self.cancel(lost);
+            self.inner.pool.cancel(lost);
         }
-    }
-
-    /// The same for one that is off the pool already.
-    fn cancel(&self, lost: Made) {
-        let connector = self.inner.connector.clone();
-        self.inner.connector.runtime().spawn(async move {
-            let cancel = connector.cancel(&lost.client);
-            if tokio::time::timeout(Duration::from_secs(1), cancel).await.is_err() {
-                tracing::debug!("a statement could not be cancelled in time");
-            }
-        });
     }
 }
 

@@ -8,21 +8,25 @@
 //! Whoever waits takes what comes first, an idle connection or a seat. What he began to make by then is made to its end, for
 //! others; whoever leaves ends it.
 //!
-//! The connection that was used last is used next: each is slow when it plans a statement for the first time.
+//! The connection that was used last is used next: each is slow when it plans a statement for the first time. Those that are idle
+//! do so [ahead](super::ahead).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use deadpool_postgres::ClientWrapper;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
+use super::ahead::Expected;
 use super::connect::{CONNECT, Connector, Origin};
 use super::seats::{Seat, Seats};
-use super::unreachable;
+use super::{SLACK, unreachable};
+use crate::catalog::Resource;
 use crate::config;
 use crate::store::waiters::Place;
 use crate::store::{Connections, StoreError};
@@ -52,6 +56,8 @@ pub(super) struct Pool {
     /// Who has a connection or waits for one, and how many may.
     inside: AtomicUsize,
     room: usize,
+    /// What each connection runs once before it is needed.
+    expected: ArcSwap<Vec<Arc<Expected>>>,
     /// Who waits for others.
     waiting: AtomicUsize,
     patience: Duration,
@@ -74,6 +80,8 @@ impl Held {
 pub(super) struct Made {
     pub(super) client: ClientWrapper,
     life: Arc<Origin>,
+    /// What it has run ahead.
+    ran: Vec<Arc<Expected>>,
     /// Dropped after the connection.
     _seat: Seat,
 }
@@ -118,6 +126,7 @@ impl Pool {
             growing: AtomicBool::new(false),
             inside: AtomicUsize::new(0),
             room: size.saturating_add(usize::try_from(config.queue)?),
+            expected: ArcSwap::default(),
             waiting: AtomicUsize::new(0),
             patience: config.statement_timeout,
             connector,
@@ -211,7 +220,8 @@ impl Pool {
             }
             Err(_) => return Err(Failed::Otherwise(StoreError::Unavailable("connecting took too long".into()))),
         };
-        Ok(Made { client: ClientWrapper::new(found.client, found.driver), life: found.life, _seat: seat.settle() })
+        let client = ClientWrapper::new(found.client, found.driver);
+        Ok(Made { client, life: found.life, ran: Vec::new(), _seat: seat.settle() })
     }
 
     /// The idle connection that was used last; `None` where it can't be used any more.
@@ -248,6 +258,66 @@ impl Pool {
             ready.forget();
             held.idle.remove(index);
         }
+    }
+
+    /// These resources are read here: idle connections run soon what would be asked if nothing of them were cached any more.
+    pub(super) fn expect<'a>(&self, resources: impl Iterator<Item = &'a Resource>) {
+        let before = self.expected.load();
+        let expected = Expected::of(resources, &before);
+        if **before != expected {
+            self.expected.store(Arc::new(expected));
+        }
+    }
+
+    /// Has idle connections run what is expected, one after the other, and while nobody waits for one.
+    async fn run_ahead(&self) {
+        while let Some((checked, expected)) = self.check_out_cold() {
+            let Ok(client) = checked.client() else { return };
+            match tokio::time::timeout(self.patience + SLACK, expected.run(client)).await {
+                Ok(Ok(())) => {}
+                // Whoever asks for that will hear it.
+                Ok(Err(error)) => tracing::debug!(%error, "a statement could not be run ahead"),
+                Err(_) => {
+                    if let Ok(lost) = checked.lose() {
+                        self.cancel(lost);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// An idle connection, and what it has not run yet.
+    fn check_out_cold(&self) -> Option<(Checked<'_>, Arc<Expected>)> {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            return None;
+        }
+        let all = self.expected.load();
+        let is_among = |one: &Arc<Expected>, many: &[Arc<Expected>]| many.iter().any(|other| Arc::ptr_eq(one, other));
+        let inside = Place::take(&self.inside, self.room)?;
+        let mut held = self.held();
+        let cold = |made: &Made| all.iter().find(|one| !is_among(one, &made.ran));
+        let (index, expected) = held.idle.iter().enumerate().find_map(|(index, made)| Some((index, cold(made)?)))?;
+        // Where there is none, others are about to take the rest.
+        self.ready.try_acquire().ok()?.forget();
+        held.lent += 1;
+        let mut made = held.idle.remove(index);
+        made.ran.retain(|one| is_among(one, &all));
+        made.ran.push(Arc::clone(expected));
+        let checked = Checked { life: Arc::clone(&made.life), made: Some(made), pool: self, _inside: inside };
+        Some((checked, Arc::clone(expected)))
+    }
+
+    /// Gives up a connection that is off the pool, and on which a statement still runs: that is cancelled. Until then its seat
+    /// is not another's.
+    pub(super) fn cancel(&self, lost: Made) {
+        let connector = self.connector.clone();
+        self.connector.runtime().spawn(async move {
+            let cancel = connector.cancel(&lost.client);
+            if tokio::time::timeout(Duration::from_secs(1), cancel).await.is_err() {
+                tracing::debug!("a statement could not be cancelled in time");
+            }
+        });
     }
 
     /// Opens what is missing of those that are kept, one by one. Whether it could.
@@ -352,6 +422,7 @@ async fn keep(pool: Weak<Pool>) {
         if later <= Instant::now() && !pool.top_up().await {
             later = Instant::now() + LATER;
         }
+        pool.run_ahead().await;
     }
 }
 

@@ -179,7 +179,7 @@ impl PostgresStore {
             explained
         };
         let Ok(explained) = tokio::time::timeout(self.inner.statement_timeout + SLACK, asked).await else {
-            self.cancel(lost);
+            self.inner.pool.cancel(lost);
             return Err(StoreError::TimedOut);
         };
         let mut plan = String::new();

@@ -30,8 +30,14 @@ pub async fn run(plot: Option<&str>) -> Report {
     fleet.warm(KEYS).await;
     fleet.pace(PACE).await;
     let watch = fleet.watch().await;
-    let load =
-        Load { targets: fleet.targets(), path: "/api/thing/", keys: zipf(KEYS, 0.99), rate: RATE, connections: 1200 };
+    let load = Load {
+        targets: fleet.targets(),
+        path: "/api/thing/",
+        keys: zipf(KEYS, 0.99),
+        rate: RATE,
+        connections: 1200,
+        control: None,
+    };
     let going = load.start();
     sleep(Duration::from_secs(2)).await;
     let calm = Instant::now();

@@ -20,21 +20,29 @@ pub async fn run() -> Report {
     fleet.pace(LOAD).await;
     fleet.cached().await;
     fleet.apps[0].get("/api/steady/1").await.expect(200);
-    let load = |path, rate| Load { targets: fleet.targets(), path, keys: Arc::new(|_| 1), rate, connections: 96 };
-    // The same on a key that stays fresh: what this machine can do at all.
-    let mut chosen = None;
-    for rate in RATES {
+    let control = Some("/api/steady/");
+    let load = |path, rate| Load {
+        targets: fleet.targets(),
+        path,
+        keys: Arc::new(|_| 1),
+        // So many beside the control's.
+        rate: rate / 0.95,
+        connections: 96,
+        control,
+    };
+    // What this machine can do at all, on a key that stays fresh.
+    let mut rate = RATES[0];
+    for tried in RATES {
+        rate = tried;
         let began = Instant::now();
         let seen = load("/api/steady/", rate).run(Duration::from_secs(5)).await;
         let steady = seen.between(began + Duration::from_secs(1), began + Duration::from_millis(4900));
         // It may be busy elsewhere for a moment, but no queue may only grow.
         let kept_up = enough(steady.asked(), rate, 3.9) && steady.percentile(50.0, &[How::Hit]) < 5.0;
-        chosen = Some((rate, steady));
         if kept_up {
             break;
         }
     }
-    let (rate, steady) = chosen.expect("one was tried");
     fleet.cached().await;
     let watch = fleet.watch().await;
     let going = load("/api/thing/", rate).start();
@@ -43,11 +51,13 @@ pub async fn run() -> Report {
     tokio::time::sleep(TIME).await;
     let (to, queries) = (Instant::now(), fleet.evaluations().await - before);
     let said = fleet.statements().await - said;
-    let seen = going.end().await.between(from, to);
+    let seen = going.end().await;
+    let (seen, steady) = (seen.between(from, to), seen.control(from, to));
     let active = watch.end().most_active(from, to);
 
     let title = format!(
-        "hot: one key at {rate} reads/s over three replicas, TTL {} s, SQL {} ms, for {} s",
+        "hot: one key at {rate} reads/s over three replicas, TTL {} s, SQL {} ms, for {} s; \
+         and of one that stays fresh a twentieth of all reads",
         TTL.as_secs(),
         LOAD.as_millis(),
         TIME.as_secs()
@@ -71,14 +81,15 @@ pub async fn run() -> Report {
     for percent in [50.0, 99.0, 99.9, 100.0] {
         let (one, other) = (seen.percentile(percent, &all), steady.percentile(percent, &all));
         let text = format!("{:.2} × ({one:.2} ms against {other:.2} ms)", ratio(one, other));
+        // So few of the control's few reads say nothing.
         if percent > 99.5 {
-            report.seen(format!("p{percent} / on a key that stays fresh"), text);
+            report.seen(format!("p{percent} / on a key that stays fresh, in the same time"), text);
         } else {
             report.timing(
-                format!("p{percent} / on a key that stays fresh"),
+                format!("p{percent} / on a key that stays fresh, in the same time"),
                 text,
-                "3 at most",
-                ratio(one, other) <= 3.0,
+                "1.5 at most",
+                ratio(one, other) <= 1.5,
             );
         }
     }

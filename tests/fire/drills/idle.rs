@@ -74,7 +74,14 @@ pub async fn run() -> Report {
 }
 
 async fn measure(fleet: &Fleet) -> Window {
-    let load = Load { targets: fleet.targets(), path: "/api/thing/", keys: uniform(KEYS), rate: RATE, connections: 96 };
+    let load = Load {
+        targets: fleet.targets(),
+        path: "/api/thing/",
+        keys: uniform(KEYS),
+        rate: RATE,
+        connections: 96,
+        control: None,
+    };
     let began = Instant::now();
     load.run(TIME).await.since(began + Duration::from_secs(1))
 }

@@ -42,8 +42,14 @@ pub async fn run() -> Report {
         fleet.database.client().await.batch_execute(WORK).await.expect("the view has the same columns");
         let next = Arc::new(AtomicUsize::new(WARM));
         let never_read = Arc::new(move |_: &mut fastrand::Rng| next.fetch_add(1, Ordering::Relaxed) % ROWS + 1);
-        let load =
-            |keys, rate, connections| Load { targets: fleet.targets(), path: "/api/thing/", keys, rate, connections };
+        let load = |keys, rate, connections| Load {
+            targets: fleet.targets(),
+            path: "/api/thing/",
+            keys,
+            rate,
+            connections,
+            control: None,
+        };
         let (hits, misses) = (load(uniform(WARM), HITS, 96).start(), load(never_read, MISSES, 900).start());
         sleep(Duration::from_secs(2)).await;
         let from = Instant::now();

@@ -28,8 +28,14 @@ pub async fn run() -> Report {
     fleet.pace(Duration::from_millis(5)).await;
     let targets = fleet.targets();
     let watch = fleet.watch().await;
-    let load =
-        Load { targets: Arc::clone(&targets), path: "/api/thing/", keys: uniform(KEYS), rate: RATE, connections: 120 };
+    let load = Load {
+        targets: Arc::clone(&targets),
+        path: "/api/thing/",
+        keys: uniform(KEYS),
+        rate: RATE,
+        connections: 120,
+        control: None,
+    };
     let going = load.start();
     sleep(Duration::from_secs(6)).await;
     let calm = Instant::now();

@@ -34,8 +34,14 @@ pub async fn run() -> Report {
     fleet.pace(PACE).await;
     let next = Arc::new(AtomicUsize::new(WARM));
     let never_read = Arc::new(move |_: &mut fastrand::Rng| next.fetch_add(1, Ordering::Relaxed) % ROWS + 1);
-    let load =
-        |keys, rate, connections| Load { targets: fleet.targets(), path: "/api/thing/", keys, rate, connections };
+    let load = |keys, rate, connections| Load {
+        targets: fleet.targets(),
+        path: "/api/thing/",
+        keys,
+        rate,
+        connections,
+        control: None,
+    };
     let hits = load(uniform(WARM), HITS, 96).start();
     let misses = load(never_read, MISSES, CONNECTIONS).start();
     sleep(Duration::from_secs(3)).await;

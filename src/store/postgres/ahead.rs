@@ -1,0 +1,88 @@
+//! What connections run before anybody needs them.
+//!
+//! A backend that runs a statement for the first time reads the catalogues and plans: some milliseconds of a processor instead
+//! of a fraction of one. When a cache dies, its readers come to all connections at once, and the database plans for all of
+//! them at the same time, before it answers. So every idle connection runs what is read here, once, with a key that no row has.
+
+use std::sync::Arc;
+
+use deadpool_postgres::ClientWrapper;
+use tokio_postgres::Error;
+use tokio_postgres::types::ToSql;
+
+use crate::catalog::Resource;
+
+/// So many at most: what herds read is few, and each takes some memory of each backend.
+const MOST: usize = 32;
+
+/// A statement that reads a row or a list by its parameters, all of them text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Expected {
+    sql: String,
+    parameters: usize,
+}
+
+impl Expected {
+    /// What readers of these resources ask; statements that people wrote may do anything with a NULL.
+    ///
+    /// What was expected before stays where it is still asked: which resource is read more than another changes often.
+    pub(super) fn of<'a>(resources: impl Iterator<Item = &'a Resource>, before: &[Arc<Self>]) -> Vec<Arc<Self>> {
+        let resources = resources.filter(|resource| resource.parameters.is_none());
+        let asked: Vec<(&str, usize)> = resources
+            .flat_map(|resource| {
+                let lists = resource.statements.lists.iter().map(|list| (list.as_str(), 1));
+                std::iter::once((resource.statements.row.as_str(), resource.key.len())).chain(lists)
+            })
+            .collect();
+        let is = |one: &Self, (sql, parameters): (&str, usize)| one.sql == sql && one.parameters == parameters;
+        let kept = before.iter().filter(|one| asked.iter().any(|asked| is(one, *asked)));
+        let new = asked.iter().filter(|asked| !before.iter().any(|one| is(one, **asked)));
+        let new = new.map(|(sql, parameters)| Arc::new(Self { sql: (*sql).to_owned(), parameters: *parameters }));
+        kept.cloned().chain(new).take(MOST).collect()
+    }
+
+    pub(super) async fn run(&self, client: &ClientWrapper) -> Result<(), Error> {
+        let null: Option<&str> = None;
+        let params: Vec<&(dyn ToSql + Sync)> = (0..self.parameters).map(|_| &null as _).collect();
+        let statement = client.prepare_cached(&self.sql).await?;
+        client.query(&statement, &params).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Expected, MOST};
+    use crate::catalog::{Policy, Resource, Statements};
+    use crate::config::Defaults;
+
+    fn resource(row: &str, lists: &[&str]) -> Resource {
+        let lists = lists.iter().map(|list| (*list).to_owned()).collect();
+        let statements = Statements { row: row.into(), lists, ..Statements::default() };
+        Resource { statements, ..Resource::loaded("it", Policy::new(&Defaults::default()), "", 1) }
+    }
+
+    fn texts(expected: &[Arc<Expected>]) -> Vec<&str> {
+        expected.iter().map(|one| one.sql.as_str()).collect()
+    }
+
+    #[test]
+    fn what_is_read_more_than_another_moves_nothing_and_what_is_read_no_more_goes() {
+        let (a, b, c) = (resource("a", &["by x", "by y"]), resource("b", &[]), resource("c", &[]));
+        let first = Expected::of([&a, &b].into_iter(), &[]);
+        assert_eq!(texts(&first), ["a", "by x", "by y", "b"]);
+        let other = Expected::of([&c, &b, &a].into_iter(), &first);
+        assert_eq!(texts(&other), ["a", "by x", "by y", "b", "c"]);
+        assert!(Arc::ptr_eq(&first[3], &other[3]), "it need not be run again");
+        assert_eq!(texts(&Expected::of([&c, &b].into_iter(), &other)), ["b", "c"]);
+    }
+
+    #[test]
+    fn there_is_a_bound_and_whoever_was_there_first_stays() {
+        let many: Vec<Resource> = (0..MOST + 8).map(|index| resource(&index.to_string(), &[])).collect();
+        let first = Expected::of(many.iter(), &[]);
+        assert_eq!(first.len(), MOST);
+        assert_eq!(Expected::of(many.iter().rev(), &first), first);
+    }
+}
