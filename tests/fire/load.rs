@@ -279,7 +279,7 @@ async fn reader(shared: Arc<Shared>, place: usize) {
         let now = Instant::now();
         let from = if now - meant < TIMER { now } else { meant };
         request.clear();
-        let control = load.control.filter(|_| number % CONTROL == 0);
+        let control = load.control.filter(|_| number.is_multiple_of(CONTROL));
         let path = control.unwrap_or(load.path);
         let key = (load.keys)(&mut random);
         let _ = write!(request, "GET {path}{key} HTTP/1.1\r\nhost: drill\r\n\r\n");

@@ -96,6 +96,7 @@ pub(super) struct Checked<'a> {
 }
 
 /// What there is for whoever needs a connection.
+#[expect(clippy::large_enum_variant, reason = "it is on its way from one function to the next")]
 enum Turn {
     Take(Made),
     Make(Seat),
