@@ -420,7 +420,9 @@ impl Redis {
     pub async fn client(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.url()).expect("the URL is sound");
         // Saving a dump takes as long as the disk does.
-        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(START_DEADLINE));
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(START_DEADLINE))
+            .set_response_timeout(Some(START_DEADLINE));
         client
             .get_multiplexed_async_connection_with_config(&patient)
             .await

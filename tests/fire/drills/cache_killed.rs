@@ -53,9 +53,11 @@ pub async fn run() -> Vec<Report> {
         let (mut calm, mut disturbed) = (Vec::new(), Vec::new());
         while calm.len() < rounds && disturbed.len() < MOST_DISTURBED {
             let processors = Processors::now();
-            let alone = p99(&alone(&without, rate).await);
-            let round = round(&mut fleet, rate, alone, how == "hung").await;
-            (if processors.stolen_since() > STOLEN { &mut disturbed } else { &mut calm }).push(round);
+            let alone = alone(&without, rate).await;
+            let round = round(&mut fleet, rate, p99(&alone), how == "hung").await;
+            // A load that is too much without a cache shows nothing either.
+            let is_disturbed = alone.served() < alone.asked() || processors.stolen_since() > STOLEN;
+            (if is_disturbed { &mut disturbed } else { &mut calm }).push(round);
         }
         reports.push(report(how, rate, most, &calm, &disturbed));
     }
@@ -74,9 +76,7 @@ fn load(fleet: &Fleet, rate: f64) -> Load {
 async fn alone(fleet: &Fleet, rate: f64) -> Window {
     let began = Instant::now();
     let seen = load(fleet, rate).run(SETTLED + AWAY).await;
-    let seen = seen.between(began + SETTLED, began + SETTLED + AWAY);
-    assert_eq!(seen.asked(), seen.served(), "the database alone bears this load");
-    seen
+    seen.between(began + SETTLED, began + SETTLED + AWAY)
 }
 
 /// One time that the cache went away.
