@@ -5,7 +5,7 @@
 # that pass are named, as unsteady.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-most=4
+most=12
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
