@@ -278,11 +278,10 @@ pub(super) async fn watch_database(served: Served) {
 /// The resources that were read, the most first.
 fn most_read(served: &Served) -> Vec<Arc<catalog::Resource>> {
     let catalog = served.catalog.load();
-    let reads = |name: &str| served.aside.metrics().resource(name).all_reads();
     let mut read: Vec<_> = catalog
         .all()
         .filter_map(|(_, state)| match state {
-            State::Ready(resource, _) => Some((reads(&resource.name), Arc::clone(resource))),
+            State::Ready(resource, _) => Some((served.aside.metrics().reads(&resource.name), Arc::clone(resource))),
             State::Waiting(_) => None,
         })
         .filter(|(reads, _)| *reads > 0)

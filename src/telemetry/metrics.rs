@@ -316,6 +316,12 @@ impl Metrics {
         &self.registry
     }
 
+    /// How often a resource was read, however that ended. One that nobody has read is not in the metrics for this.
+    #[must_use]
+    pub fn reads(&self, name: &str) -> u64 {
+        self.resources.load().get(name).map_or(0, |known| known.all_reads())
+    }
+
     /// The counters of a resource; the same ones at every call.
     #[must_use]
     pub fn resource(&self, name: &str) -> Arc<ResourceMetrics> {

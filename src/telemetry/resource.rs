@@ -89,8 +89,7 @@ impl ResourceMetrics {
     }
 
     /// How many reads were counted, however they ended.
-    #[must_use]
-    pub fn all_reads(&self) -> u64 {
+    pub(super) fn all_reads(&self) -> u64 {
         self.requests.iter().map(IntCounter::get).sum()
     }
 

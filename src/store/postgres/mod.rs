@@ -1,6 +1,5 @@
 //! PostgreSQL: prepared statements over a pool, rows as the JSON that `row_to_json` writes.
 //!
-//! - `ahead` has idle connections plan what readers would ask
 //! - `capture` installs and checks what tells of changes, `feed` reads them, `snapshot` compares moments
 //! - `connect` makes connections in the engine's own runtime, so that no worker's end breaks them
 //! - `describe` asks the system catalogues what a table is
@@ -12,7 +11,6 @@
 //! - `wal` fills the outbox from the log, where triggers are not wanted
 //! - `write` runs the transaction of one write, and asks which column a refused value belongs to
 
-mod ahead;
 mod capture;
 mod connect;
 mod describe;

@@ -9,7 +9,9 @@
 //! others; whoever leaves ends it.
 //!
 //! The connection that was used last is used next: each is slow when it plans a statement for the first time. Those that are idle
-//! do so [ahead](super::ahead).
+//! do so [ahead].
+
+mod ahead;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,11 +24,10 @@ use tokio::time::Instant;
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
-use super::ahead::Expected;
+use self::ahead::Expected;
 use super::connect::{CONNECT, Connector, Origin};
 use super::seats::{Seat, Seats};
-use super::{SLACK, unreachable};
-use crate::catalog::Resource;
+use super::unreachable;
 use crate::config;
 use crate::store::waiters::Place;
 use crate::store::{Connections, StoreError};
@@ -114,6 +115,7 @@ impl Pool {
     pub(super) fn new(connector: Connector, config: &config::Database) -> anyhow::Result<Arc<Self>> {
         let pool = Self::empty(connector, config)?;
         pool.connector.runtime().spawn(keep(Arc::downgrade(&pool)));
+        pool.connector.runtime().spawn(ahead::run(Arc::downgrade(&pool)));
         Ok(pool)
     }
 
@@ -261,54 +263,6 @@ impl Pool {
         }
     }
 
-    /// These resources are read here: idle connections run soon what would be asked if nothing of them were cached any more.
-    pub(super) fn expect<'a>(&self, resources: impl Iterator<Item = &'a Resource>) {
-        let before = self.expected.load();
-        let expected = Expected::of(resources, &before);
-        if **before != expected {
-            self.expected.store(Arc::new(expected));
-        }
-    }
-
-    /// Has idle connections run what is expected, one after the other, and while nobody waits for one.
-    async fn run_ahead(&self) {
-        while let Some((checked, expected)) = self.check_out_cold() {
-            let Ok(client) = checked.client() else { return };
-            match tokio::time::timeout(self.patience + SLACK, expected.run(client)).await {
-                Ok(Ok(())) => {}
-                // Whoever asks for that will hear it.
-                Ok(Err(error)) => tracing::debug!(%error, "a statement could not be run ahead"),
-                Err(_) => {
-                    if let Ok(lost) = checked.lose() {
-                        self.cancel(lost);
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    /// An idle connection, and what it has not run yet.
-    fn check_out_cold(&self) -> Option<(Checked<'_>, Arc<Expected>)> {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            return None;
-        }
-        let all = self.expected.load();
-        let is_among = |one: &Arc<Expected>, many: &[Arc<Expected>]| many.iter().any(|other| Arc::ptr_eq(one, other));
-        let inside = Place::take(&self.inside, self.room)?;
-        let mut held = self.held();
-        let cold = |made: &Made| all.iter().find(|one| !is_among(one, &made.ran));
-        let (index, expected) = held.idle.iter().enumerate().find_map(|(index, made)| Some((index, cold(made)?)))?;
-        // Where there is none, others are about to take the rest.
-        self.ready.try_acquire().ok()?.forget();
-        held.lent += 1;
-        let mut made = held.idle.remove(index);
-        made.ran.retain(|one| is_among(one, &all));
-        made.ran.push(Arc::clone(expected));
-        let checked = Checked { life: Arc::clone(&made.life), made: Some(made), pool: self, _inside: inside };
-        Some((checked, Arc::clone(expected)))
-    }
-
     /// Gives up a connection that is off the pool, and on which a statement still runs: that is cancelled. Until then its seat
     /// is not another's.
     pub(super) fn cancel(&self, lost: Made) {
@@ -423,7 +377,6 @@ async fn keep(pool: Weak<Pool>) {
         if later <= Instant::now() && !pool.top_up().await {
             later = Instant::now() + LATER;
         }
-        pool.run_ahead().await;
     }
 }
 
