@@ -12,7 +12,7 @@ fn digest(token: &str) -> String {
 
 #[tokio::test]
 async fn reads_are_public_and_everything_else_needs_a_token_with_the_scope() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item VALUES (1, 1);").await;
+    let world = World::trusting("CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item VALUES (1, 1);").await;
     let app = world
         .app(&format!(
             "resources: {{ item: {{ write: [update] }} }}\naccess:\n  tokens:\n  \
@@ -49,7 +49,7 @@ async fn reads_are_public_and_everything_else_needs_a_token_with_the_scope() {
 
 #[tokio::test]
 async fn what_is_off_is_off_for_everybody() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
+    let world = World::trusting("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
     let app = world
         .app("resources: { item: { write: [delete] } }\naccess: { read: token, write: off, refresh: false, admin: public }\n")
         .await;
@@ -60,7 +60,7 @@ async fn what_is_off_is_off_for_everybody() {
 
 #[tokio::test]
 async fn pages_of_the_configured_origins_may_call_and_others_may_not() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
+    let world = World::trusting("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
     let config = world.config("resources: { item: {} }\n")
         + "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, cors_origins: [\"https://shop.example\"] }\n";
     let app = crate::app::App::start(&config).await;

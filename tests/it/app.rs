@@ -15,10 +15,7 @@ use serde_json::Value;
 use crate::servers::{Database, Postgres, Redis};
 
 /// Nothing that a test waits for takes longer, unless it is broken.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Which of a story's reads are hits must not depend on whether a machine with dozens of servers stands still for 100 ms.
-pub const TIMEOUT: &str = ", timeout: 300ms";
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running service.
 pub struct App {
@@ -91,8 +88,7 @@ pub async fn reply(response: reqwest::Response) -> Reply {
 }
 
 impl App {
-    /// Installs the change capture, starts the service with this configuration and waits until it is ready. `listen` is
-    /// added.
+    /// Installs the change capture, starts the service with this configuration, made [`patient`], and waits until it is ready.
     pub async fn start(config: &str) -> Self {
         if !config.contains("mode: none") {
             migrate(config);
@@ -106,11 +102,7 @@ impl App {
     pub async fn launch(config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder can be made");
         let file = dir.path().join("config.yaml");
-        let mut text = config.to_owned();
-        if !text.contains("server:") {
-            text.push_str("\nserver: { listen: \"127.0.0.1:0\", drain_delay: 0s }\n");
-        }
-        std::fs::write(&file, text).expect("the configuration can be written");
+        std::fs::write(&file, patient(config)).expect("the configuration can be written");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_cache-aside"), "serve", "--config"]).arg(&file);
         Self::spawn(command, dir).await
@@ -134,7 +126,7 @@ impl App {
                 }
             }
         });
-        let client = Client::builder().timeout(Duration::from_secs(20)).build().expect("a client can be made");
+        let client = Client::builder().timeout(PATIENCE).build().expect("a client can be made");
         let mut app = Self { child, url: String::new(), client, log, _dir: dir };
         let started = Instant::now();
         loop {
@@ -248,6 +240,25 @@ impl Drop for App {
     }
 }
 
+/// The configuration with a port, and with much time where it says nothing of time: what a story tells must not depend on
+/// whether a machine with dozens of servers stands still for a moment.
+fn patient(config: &str) -> String {
+    let mut text = config.to_owned();
+    for (section, key, value) in
+        [("database", "statement_timeout", "10s"), ("cache", "timeout", "2s"), ("server", "request_timeout", "20s")]
+    {
+        let start = format!("{section}: {{");
+        let says = |line: &str| line.trim_start().starts_with(&start) && !line.contains(&format!(" {key}:"));
+        if text.lines().any(says) {
+            text = text.replacen(&start, &format!("{start} {key}: {value},"), 1);
+        }
+    }
+    if !text.contains("server:") {
+        text.push_str("\nserver: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 20s }\n");
+    }
+    text
+}
+
 /// Sends a signal by name.
 pub fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status();
@@ -278,8 +289,8 @@ pub struct World {
     pub prefix: String,
     /// What else `cache:` has.
     pub cache_more: String,
-    /// Changes are read from the log, not from triggers.
-    pub decoding: bool,
+    /// What `invalidation:` has where a story says nothing of it.
+    pub invalidation: &'static str,
 }
 
 impl World {
@@ -289,12 +300,17 @@ impl World {
         database.client().await.batch_execute(schema).await.expect("the schema is sound");
         let prefix = format!("t{}-{}:", std::process::id(), PREFIXES.fetch_add(1, Ordering::Relaxed));
         let redis_url = Redis::shared().await.url();
-        Self { database, redis_url, prefix, cache_more: String::new(), decoding: false }
+        Self { database, redis_url, prefix, cache_more: String::new(), invalidation: "" }
     }
 
-    /// The same, for services that decode the log.
+    /// The same, for services that read changes from the log, not from triggers.
     pub async fn decoding(schema: &str) -> Self {
-        Self { decoding: true, ..Self::new(schema).await }
+        Self { invalidation: "mode: wal", ..Self::new(schema).await }
+    }
+
+    /// The same, for stories of which reads are hits, wherever else the machine is busy: nothing is distrusted soon.
+    pub async fn trusting(schema: &str) -> Self {
+        Self { invalidation: "max_staleness: 10s", ..Self::new(schema).await }
     }
 
     /// The same with another cache.
@@ -306,17 +322,16 @@ impl World {
     pub fn config(&self, rest: &str) -> String {
         let mut config = String::new();
         let more = &self.cache_more;
-        let timeout = if more.contains("timeout:") { "" } else { TIMEOUT };
         let _ = write!(
             config,
-            "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\", key_prefix: \"{}\"{timeout}{more} }}\n",
+            "database: {{ url: \"{}\" }}\ncache: {{ url: \"{}\", key_prefix: \"{}\"{more} }}\n",
             self.database.url, self.redis_url, self.prefix
         );
         if !rest.contains("access:") {
             config.push_str("access: { write: public, refresh: public, admin: public }\n");
         }
-        if self.decoding && !rest.contains("invalidation:") {
-            config.push_str("invalidation: { mode: wal }\n");
+        if !self.invalidation.is_empty() && !rest.contains("invalidation:") {
+            let _ = writeln!(config, "invalidation: {{ {} }}", self.invalidation);
         }
         config + rest
     }

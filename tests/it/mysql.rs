@@ -11,7 +11,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error};
 use serde_json::value::RawValue;
 
-use crate::app::{App, PATIENCE, TIMEOUT, command};
+use crate::app::{App, PATIENCE, command};
 use crate::breakers::{far_away, ping, until};
 use crate::faults::Proxy;
 use crate::invalidation::{seen, warm};
@@ -50,7 +50,7 @@ impl World {
             "access: { write: public, refresh: public, admin: public, adhoc_queries: public }\n"
         };
         format!(
-            "database: {{ url: \"{}\"{database} }}\ncache: {{ url: \"{}\", key_prefix: \"{}\"{TIMEOUT} }}\n{access}{rest}",
+            "database: {{ url: \"{}\"{database} }}\ncache: {{ url: \"{}\", key_prefix: \"{}\" }}\n{access}{rest}",
             self.database.url, self.redis_url, self.prefix
         )
     }

@@ -14,7 +14,7 @@ pub const SCHEMA: &str =
 
 pub fn config(database: &str, redis: &str) -> String {
     format!(
-        "database: {{ url: \"{database}\" }}\ncache: {{ url: \"{redis}\" }}\n\
+        "database: {{ url: \"{database}\" }}\ncache: {{ url: \"{redis}\", timeout: 300ms }}\n\
          access: {{ write: public, admin: public, refresh: public }}\nresources: {{ item: {{ write: [update] }} }}\n"
     )
 }

@@ -45,7 +45,7 @@ async fn alone(postgres: &Postgres) -> World {
     database.client().await.batch_execute(GATED).await.expect("the schema is sound");
     let prefix = format!("pool{}-{}:", std::process::id(), postgres.port());
     let redis_url = Redis::shared().await.url();
-    World { database, redis_url, prefix, cache_more: String::new(), decoding: false }
+    World { database, redis_url, prefix, cache_more: String::new(), invalidation: "" }
 }
 
 /// A proxy before it, and the configuration that leads through that.
@@ -221,12 +221,12 @@ async fn what_all_tables_are_may_take_longer_to_find_out_than_a_statement() {
     let tables: String = (0..15).map(|table| format!("CREATE TABLE t{table} (id int PRIMARY KEY);")).collect();
     let world = World::new(&tables).await;
     let config =
-        world.config("resources: { t0: {} }\n").replace("database: {", "database: { statement_timeout: 300ms,");
+        world.config("resources: { t0: {} }\n").replace("database: {", "database: { statement_timeout: 1500ms,");
     let (proxy, config) = through(Postgres::shared().await, &config).await;
     let config = Config::from_yaml(&config, "test", &Env::default()).expect("it is sound");
     let store = open_store(&config).expect("the URL is sound");
     store.ping().await.expect("it is there");
-    proxy.delay(Duration::from_millis(40));
+    proxy.delay(Duration::from_millis(150));
     assert_eq!(store.tables().await.expect("it takes as long as it takes").len(), 15);
 }
 
@@ -242,7 +242,7 @@ const EXPLAINED: &str = "
 async fn whoever_asks_which_value_was_refused_keeps_no_connection_for_it_where_the_network_falls_silent() {
     let world = World::new(EXPLAINED).await;
     let config = world.config("invalidation: { mode: none }\nresources: { note: { write: [update] } }\n");
-    let config = config.replace("database: {", "database: { statement_timeout: 1s,");
+    let config = config.replace("database: {", "database: { statement_timeout: 5s,");
     let (proxy, config) = through(Postgres::shared().await, &config).await;
     let app = App::start(&config).await;
     let (client, url) = (app.client.clone(), format!("{}/api/note/1", app.url));

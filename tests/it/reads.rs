@@ -10,7 +10,7 @@ const EXPECTED: &str = r#"SELECT row_to_json(whole)::text FROM "My Schema"."Täb
 
 #[tokio::test]
 async fn every_type_comes_as_row_to_json_says_cold_and_cached() {
-    let world = World::new(include_str!("types.sql")).await;
+    let world = World::trusting(include_str!("types.sql")).await;
     let app = world.app("resources: { types: { table: '\"My Schema\".\"Täble\"', key: Id } }").await;
     for key in ["1", "9223372036854775807", "-5", "7", "-9223372036854775808"] {
         let expected = world.text(&format!("{EXPECTED}{key}")).await;
@@ -28,7 +28,7 @@ async fn every_type_comes_as_row_to_json_says_cold_and_cached() {
 
 #[tokio::test]
 async fn a_key_of_any_type_finds_its_row_or_is_refused_at_the_door() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('happy', 'so-so');
          CREATE TABLE ints (k int PRIMARY KEY); INSERT INTO ints VALUES (1), (-7);
          CREATE TABLE uuids (k uuid PRIMARY KEY); INSERT INTO uuids VALUES ('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11');
@@ -101,7 +101,7 @@ async fn a_key_of_any_type_finds_its_row_or_is_refused_at_the_door() {
 
 #[tokio::test]
 async fn a_batch_keeps_its_order_names_what_is_missing_and_asks_each_backend_once() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item SELECT g, 'n' || g FROM generate_series(1, 50) g;
          CREATE TABLE line (a int, b text, v int, PRIMARY KEY (a, b)); INSERT INTO line VALUES (7, 'x', 1), (7, 'y,z', 2), (8, 'x', 3);",
     )
@@ -134,7 +134,7 @@ async fn a_batch_keeps_its_order_names_what_is_missing_and_asks_each_backend_onc
 
 #[tokio::test]
 async fn a_declared_list_is_ordered_limited_and_cached() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE TABLE product (id int PRIMARY KEY, category_id int, name text, price numeric);
          INSERT INTO product SELECT g, g % 3, 'p' || (g % 7), g FROM generate_series(1, 30) g;",
     )
@@ -176,7 +176,7 @@ async fn a_declared_list_is_ordered_limited_and_cached() {
 #[tokio::test]
 async fn headers_tell_how_an_answer_came() {
     let world =
-        World::new("CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'a');").await;
+        World::trusting("CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'a');").await;
     let app = world
         .app("invalidation: { mode: none }\nresources: { item: { ttl: 10s, ttl_jitter: 0, negative_ttl: 1h } }")
         .await;
@@ -227,7 +227,7 @@ async fn headers_tell_how_an_answer_came() {
 
 #[tokio::test]
 async fn entries_end_with_their_ttl_and_not_found_with_its_own() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
+    let world = World::trusting("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
     let app = world.app("resources: { item: { ttl: 2s, negative_ttl: 300ms, refresh_ahead: 0 } }").await;
     app.get("/api/item/1").await.expect(200);
     app.get("/api/item/2").await.expect(404);
@@ -242,7 +242,7 @@ async fn entries_end_with_their_ttl_and_not_found_with_its_own() {
 #[tokio::test]
 async fn dropped_entries_are_gone_and_a_dropped_resource_whole() {
     let world =
-        World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 9);").await;
+        World::trusting("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 9);").await;
     let resources = "resources: { item: {} }";
     let (app, other) = (world.app(resources).await, world.app(resources).await);
     for id in 1..=9 {
@@ -260,7 +260,7 @@ async fn dropped_entries_are_gone_and_a_dropped_resource_whole() {
 #[tokio::test]
 async fn large_rows_are_served_and_not_cached() {
     let world =
-        World::new("CREATE TABLE doc (id int PRIMARY KEY, body text); INSERT INTO doc VALUES (1, repeat('x', 5000));")
+        World::trusting("CREATE TABLE doc (id int PRIMARY KEY, body text); INSERT INTO doc VALUES (1, repeat('x', 5000));")
             .await;
     let config = world.config("resources: { doc: {} }").replace("key_prefix:", "max_entry: 4KiB, key_prefix:");
     let app = crate::app::App::start(&config).await;
@@ -272,7 +272,7 @@ async fn large_rows_are_served_and_not_cached() {
 
 #[tokio::test]
 async fn a_view_is_served_by_the_key_that_is_declared() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE TABLE item (id int PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'a');
          CREATE VIEW loud AS SELECT id, upper(name) AS name FROM item;",
     )
@@ -284,7 +284,7 @@ async fn a_view_is_served_by_the_key_that_is_declared() {
 #[tokio::test]
 async fn a_table_that_changes_under_the_service_is_looked_at_anew() {
     let world =
-        World::new("CREATE TABLE item (id int PRIMARY KEY, a int, b int); INSERT INTO item VALUES (1, 2, 3);").await;
+        World::trusting("CREATE TABLE item (id int PRIMARY KEY, a int, b int); INSERT INTO item VALUES (1, 2, 3);").await;
     let app = world.app("resources: { item: {} }").await;
     assert_eq!(app.get("/api/item/1").await.data(), r#"{"id":1,"a":2,"b":3}"#);
     world.sql("ALTER TABLE item DROP COLUMN a; ALTER TABLE item ADD COLUMN c text DEFAULT 'c'").await;
@@ -299,7 +299,7 @@ async fn a_table_that_changes_under_the_service_is_looked_at_anew() {
 #[tokio::test]
 async fn one_key_that_the_database_cannot_read_costs_no_other_reader_an_answer() {
     let world =
-        World::new("CREATE TABLE day (d date PRIMARY KEY); INSERT INTO day VALUES ('2024-01-01'), ('2024-01-02');")
+        World::trusting("CREATE TABLE day (d date PRIMARY KEY); INSERT INTO day VALUES ('2024-01-01'), ('2024-01-02');")
             .await;
     let app = world.app("resources: { day: {} }").await;
     let (bad, good) = tokio::join!(app.get("/api/day?d=2024-01-01,garbage"), app.get("/api/day/2024-01-01"));

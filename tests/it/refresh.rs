@@ -7,11 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::app::{App, World};
 use crate::stampede::{SCHEMA, evaluations};
 
-/// However busy the machine is: these stories are not about a cache that does not answer in time.
-async fn patient_world() -> World {
-    World { cache_more: ", timeout: 5s".into(), ..World::new(SCHEMA).await }
-}
-
 /// Readers that go on until told to stop, and what they were told that was no plain hit.
 fn readers(app: &App, path: &str, stop: &Arc<AtomicBool>) -> Vec<tokio::task::JoinHandle<Vec<String>>> {
     let reader = |_| {
@@ -33,10 +28,9 @@ fn readers(app: &App, path: &str, stop: &Arc<AtomicBool>) -> Vec<tokio::task::Jo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hot_key_passes_its_ttl_again_and_again_and_no_reader_waits() {
-    let world = patient_world().await;
+    let world = World::trusting(SCHEMA).await;
     // Each load takes 200 ms, and is begun so early that nobody waits where the machine stands still for a moment.
-    let resources = "invalidation: { max_staleness: 10s }\n\
-                     resources: { slow_item: { key: id, ttl: 2s, ttl_jitter: 0, refresh_ahead: 3 } }";
+    let resources = "resources: { slow_item: { key: id, ttl: 2s, ttl_jitter: 0, refresh_ahead: 3 } }";
     let apps = [world.app(resources).await, world.app(resources).await];
     apps[0].get("/api/slow_item/7").await.expect(200);
     let before = evaluations(&world).await;
@@ -60,9 +54,8 @@ async fn a_hot_key_passes_its_ttl_again_and_again_and_no_reader_waits() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_stale_is_served_while_one_reader_refreshes_it_and_a_purge_stays_one() {
-    let world = patient_world().await;
-    let resources = "invalidation: { max_staleness: 10s }\n\
-                     resources: { slow_item: { key: id, ttl: 1ms, stale_while_revalidate: 10m, refresh_ahead: 0 } }";
+    let world = World::trusting(SCHEMA).await;
+    let resources = "resources: { slow_item: { key: id, ttl: 1ms, stale_while_revalidate: 10m, refresh_ahead: 0 } }";
     let app = world.app(resources).await;
     app.get("/api/slow_item/7").await.expect(200);
     world.sql("UPDATE item SET name = 'new' WHERE id = 7").await;
@@ -81,8 +74,8 @@ async fn what_is_stale_is_served_while_one_reader_refreshes_it_and_a_purge_stays
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tier_in_process_follows_what_was_refreshed() {
-    let world = patient_world().await;
-    let resources = "invalidation: { max_staleness: 10s }\nresources: { item: { key: id, ttl: 2s, ttl_jitter: 0, refresh_ahead: 10, local_ttl: 1h } }";
+    let world = World::trusting(SCHEMA).await;
+    let resources = "resources: { item: { key: id, ttl: 2s, ttl_jitter: 0, refresh_ahead: 10, local_ttl: 1h } }";
     let app = world.app(resources).await;
     let metric = r#"cache_aside_requests_total{resource="item",result="hit",tier="local"}"#;
     app.until("held in process", async |app| {

@@ -229,8 +229,7 @@ pub async fn never_ahead(world: World) {
     let (scheme, rest) = world.redis_url.split_once(':').expect("a scheme");
     let port = rest.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let far = Proxy::to(([127, 0, 0, 1], port).into()).await;
-    // What the machine is busy with is not what is tested.
-    let config = world.config(HOLD).replace("key_prefix:", "timeout: 2s, key_prefix:");
+    let config = world.config(HOLD);
     let writer = App::start(&config.replace(&world.redis_url, &format!("{scheme}://{}", far.addr()))).await;
     let apps = std::sync::Arc::new([App::start(&config).await, App::start(&config).await]);
     far.delay(std::time::Duration::from_millis(15));

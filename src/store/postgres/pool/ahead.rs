@@ -74,7 +74,7 @@ impl Pool {
     }
 
     /// Has idle connections run what is expected, one after the other, and while nobody waits for one.
-    async fn run_ahead(&self) {
+    pub(super) async fn run_ahead(&self) {
         while let Some((checked, expected)) = self.check_out_cold() {
             let Ok(client) = checked.client() else { return };
             match tokio::time::timeout(self.patience + SLACK, expected.run(client)).await {
@@ -114,14 +114,14 @@ impl Pool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use super::{Expected, MOST};
     use crate::catalog::{Policy, Resource, Statements};
     use crate::config::Defaults;
 
-    fn resource(row: &str, lists: &[&str]) -> Resource {
+    pub(in super::super) fn resource(row: &str, lists: &[&str]) -> Resource {
         let lists = lists.iter().map(|list| (*list).to_owned()).collect();
         let statements = Statements { row: row.into(), lists, ..Statements::default() };
         Resource { statements, ..Resource::loaded("it", Policy::new(&Defaults::default()), "", 1) }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::ahead::tests::resource;
 use super::{Checked, Connector, Pool, StoreError};
 use crate::{config, store};
 
@@ -63,13 +64,37 @@ impl Peer {
         self.say(b'Z', b"I").await;
     }
 
-    /// The next statement; `None` where the other side has gone.
-    async fn asked(&mut self) -> Option<String> {
+    /// What comes next; `None` where the other side has gone.
+    async fn message(&mut self) -> Option<(u8, Vec<u8>)> {
         let kind = self.0.read_u8().await.ok()?;
         let length = self.0.read_u32().await.ok()?;
         let mut body = vec![0; length as usize - 4];
         self.0.read_exact(&mut body).await.ok()?;
+        Some((kind, body))
+    }
+
+    /// The next statement; `None` where the other side has gone.
+    async fn asked(&mut self) -> Option<String> {
+        let (kind, body) = self.message().await?;
         (kind == b'Q').then(|| String::from_utf8(body).expect("it is text"))
+    }
+
+    /// The statement that is to be prepared next; it can't be.
+    async fn prepares(&mut self) -> String {
+        let mut statement = None;
+        loop {
+            let (kind, body) = self.message().await.expect("it is there");
+            match kind {
+                // A name, the text, the types of its parameters.
+                b'P' => statement = body.split(|byte| *byte == 0).nth(1).map(<[u8]>::to_vec),
+                // That was all.
+                b'S' => break,
+                _ => {}
+            }
+        }
+        self.refuse("42P01").await;
+        self.say(b'Z', b"I").await;
+        String::from_utf8(statement.expect("something is prepared")).expect("it is text")
     }
 
     /// Whether the other side goes without another word.
@@ -320,4 +345,26 @@ async fn as_many_are_let_in_as_there_are_connections_and_places_to_wait() {
         assert_eq!((busy, silent), (15, 5), "{answers:?}");
         assert_eq!(counts(&pool), (0, 0, 0));
     }
+}
+
+#[tokio::test]
+async fn each_idle_connection_is_asked_once_for_what_is_read() {
+    let (server, pool) = Server::start(2, 5).await;
+    let (mut one, first) = checked(&server, &pool, ONE).await;
+    let (mut other, second) = checked(&server, &pool, ONE).await;
+    let (item, list) = (resource("a row", &["a list"]), resource("another row", &[]));
+    pool.expect([&item].into_iter());
+    // Both are lent: nobody is kept waiting for a connection that is only getting ready.
+    pool.run_ahead().await;
+    drop(first);
+    drop(second);
+    let asked = async |peer: &mut Peer| [peer.prepares().await, peer.prepares().await];
+    let (first, second, ()) = tokio::join!(asked(&mut one), asked(&mut other), pool.run_ahead());
+    assert_eq!((first, second), (["a row".into(), "a list".into()], ["a row".into(), "a list".into()]));
+    pool.expect([&item, &list].into_iter());
+    let (first, second, ()) = tokio::join!(one.prepares(), other.prepares(), pool.run_ahead());
+    assert_eq!((first, second), ("another row".into(), "another row".into()));
+    // Whoever asked again would wait for an answer that nobody gives.
+    pool.run_ahead().await;
+    assert_eq!(counts(&pool), (0, 2, 0));
 }
