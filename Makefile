@@ -40,7 +40,7 @@ servers: ## PostgreSQL, MariaDB, Redis and Memcached from Debian's packages, whe
 drill: servers ## Every fault in turn against three replicas, for ten minutes: prints how old each read was
 	cargo test --locked --release --test drill -- --seconds 15 --mode $(or $(MODE),outbox) --cache $(or $(CACHE),redis) --standby $(or $(STANDBY),no)
 
-FIRES := stampede hot cache-killed flush slow-database permits idle roll
+FIRES := stampede hot cache-killed cache-hung flush slow-database permits idle roll
 drill-fire: servers ## Herds, a dead cache, a slow database under load, one after the other: prints who had to wait, as ratios
 	ulimit -n $$(ulimit -Hn) && cargo test --locked --release --test fire -- --drill all
 

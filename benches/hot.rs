@@ -4,6 +4,9 @@
 #![allow(unreachable_pub, dead_code, reason = "modules of the stories")]
 #![allow(clippy::expect_used, clippy::panic, missing_docs, reason = "a benchmark that cannot go on says why and ends")]
 
+/// Nothing: services run as they do for others.
+const GIVEN: [(&str, &str, &str); 0] = [];
+
 #[path = "../tests/it/app.rs"]
 mod app;
 #[path = "../tests/it/servers.rs"]

@@ -6,6 +6,9 @@
 #![allow(unreachable_pub, dead_code, reason = "modules of another binary too")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a drill that cannot go on says why and ends")]
 
+/// Nothing: services run as they do for others.
+const GIVEN: [(&str, &str, &str); 0] = [];
+
 #[path = "../it/app.rs"]
 mod app;
 #[path = "../it/faults.rs"]

@@ -88,7 +88,8 @@ pub async fn reply(response: reqwest::Response) -> Reply {
 }
 
 impl App {
-    /// Installs the change capture, starts the service with this configuration, made [`patient`], and waits until it is ready.
+    /// Installs the change capture, starts the service with this configuration and waits until it is ready. `listen`
+    /// and [`crate::GIVEN`] are added.
     pub async fn start(config: &str) -> Self {
         if !config.contains("mode: none") {
             migrate(config);
@@ -102,7 +103,7 @@ impl App {
     pub async fn launch(config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder can be made");
         let file = dir.path().join("config.yaml");
-        std::fs::write(&file, patient(config)).expect("the configuration can be written");
+        std::fs::write(&file, given(config)).expect("the configuration can be written");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_cache-aside"), "serve", "--config"]).arg(&file);
         Self::spawn(command, dir).await
@@ -240,21 +241,18 @@ impl Drop for App {
     }
 }
 
-/// The configuration with a port, and with much time where it says nothing of time: what a story tells must not depend on
-/// whether a machine with dozens of servers stands still for a moment.
-fn patient(config: &str) -> String {
+/// The configuration with a port, and with what this binary gives ([`crate::GIVEN`]) where it says nothing of that.
+fn given(config: &str) -> String {
     let mut text = config.to_owned();
-    for (section, key, value) in
-        [("database", "statement_timeout", "10s"), ("cache", "timeout", "2s"), ("server", "request_timeout", "20s")]
-    {
+    if !text.contains("server:") {
+        text.push_str("\nserver: { listen: \"127.0.0.1:0\", drain_delay: 0s }\n");
+    }
+    for (section, key, value) in crate::GIVEN {
         let start = format!("{section}: {{");
         let says = |line: &str| line.trim_start().starts_with(&start) && !line.contains(&format!(" {key}:"));
         if text.lines().any(says) {
             text = text.replacen(&start, &format!("{start} {key}: {value},"), 1);
         }
-    }
-    if !text.contains("server:") {
-        text.push_str("\nserver: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 20s }\n");
     }
     text
 }

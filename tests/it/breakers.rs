@@ -8,7 +8,7 @@ use cache_aside::store::{Store, StoreError};
 
 use crate::app::{App, World};
 use crate::faults::Proxy;
-use crate::outages::{Load, SCHEMA, config, hits};
+use crate::outages::{Load, SCHEMA, config, hasty, hits};
 use crate::servers::{Memcached, Postgres, Redis};
 
 const CACHE: &str = r#"cache_aside_breaker_state{backend="redis"}"#;
@@ -69,14 +69,14 @@ async fn hung(app: &App, breaker: &str, pause: impl Fn(), resume: impl Fn()) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_hangs_is_not_asked_until_it_answers() {
     let (world, redis) = (World::new(SCHEMA).await, Redis::start().await);
-    let app = App::start(&config(&world.database.url, &redis.url())).await;
+    let app = App::start(&hasty(&world.database.url, &redis.url())).await;
     hung(&app, CACHE, || redis.pause(), || redis.resume()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_memcached_that_hangs_is_not_asked_until_it_answers() {
     let (world, memcached) = (World::new(SCHEMA).await, Memcached::start().await);
-    let app = App::start(&config(&world.database.url, &memcached.url())).await;
+    let app = App::start(&hasty(&world.database.url, &memcached.url())).await;
     let breaker = r#"cache_aside_breaker_state{backend="memcached"}"#;
     hung(&app, breaker, || memcached.pause(), || memcached.resume()).await;
 }
@@ -85,7 +85,7 @@ async fn a_memcached_that_hangs_is_not_asked_until_it_answers() {
 async fn a_network_that_swallows_everything_on_the_way_to_the_cache_opens_its_breaker() {
     let (world, redis) = (World::new(SCHEMA).await, Redis::start().await);
     let proxy = Proxy::to(([127, 0, 0, 1], redis.port()).into()).await;
-    let app = App::start(&config(&world.database.url, &format!("redis://{}", proxy.addr()))).await;
+    let app = App::start(&hasty(&world.database.url, &format!("redis://{}", proxy.addr()))).await;
     hung(&app, CACHE, || proxy.black_hole(), || proxy.restore()).await;
 }
 

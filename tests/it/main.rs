@@ -3,6 +3,11 @@
 #![allow(unreachable_pub, reason = "modules of one binary")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that cannot go on says why and ends")]
 
+/// Section, key, value: much time, where a story says nothing of time. What it tells must not depend on whether a machine with
+/// dozens of servers stands still for a moment.
+const GIVEN: [(&str, &str, &str); 3] =
+    [("database", "statement_timeout", "10s"), ("cache", "timeout", "2s"), ("server", "request_timeout", "20s")];
+
 mod app;
 mod engines;
 mod faults;

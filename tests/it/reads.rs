@@ -259,9 +259,10 @@ async fn dropped_entries_are_gone_and_a_dropped_resource_whole() {
 
 #[tokio::test]
 async fn large_rows_are_served_and_not_cached() {
-    let world =
-        World::trusting("CREATE TABLE doc (id int PRIMARY KEY, body text); INSERT INTO doc VALUES (1, repeat('x', 5000));")
-            .await;
+    let world = World::trusting(
+        "CREATE TABLE doc (id int PRIMARY KEY, body text); INSERT INTO doc VALUES (1, repeat('x', 5000));",
+    )
+    .await;
     let config = world.config("resources: { doc: {} }").replace("key_prefix:", "max_entry: 4KiB, key_prefix:");
     let app = crate::app::App::start(&config).await;
     for _ in 0..2 {
@@ -284,7 +285,8 @@ async fn a_view_is_served_by_the_key_that_is_declared() {
 #[tokio::test]
 async fn a_table_that_changes_under_the_service_is_looked_at_anew() {
     let world =
-        World::trusting("CREATE TABLE item (id int PRIMARY KEY, a int, b int); INSERT INTO item VALUES (1, 2, 3);").await;
+        World::trusting("CREATE TABLE item (id int PRIMARY KEY, a int, b int); INSERT INTO item VALUES (1, 2, 3);")
+            .await;
     let app = world.app("resources: { item: {} }").await;
     assert_eq!(app.get("/api/item/1").await.data(), r#"{"id":1,"a":2,"b":3}"#);
     world.sql("ALTER TABLE item DROP COLUMN a; ALTER TABLE item ADD COLUMN c text DEFAULT 'c'").await;
@@ -298,9 +300,10 @@ async fn a_table_that_changes_under_the_service_is_looked_at_anew() {
 
 #[tokio::test]
 async fn one_key_that_the_database_cannot_read_costs_no_other_reader_an_answer() {
-    let world =
-        World::trusting("CREATE TABLE day (d date PRIMARY KEY); INSERT INTO day VALUES ('2024-01-01'), ('2024-01-02');")
-            .await;
+    let world = World::trusting(
+        "CREATE TABLE day (d date PRIMARY KEY); INSERT INTO day VALUES ('2024-01-01'), ('2024-01-02');",
+    )
+    .await;
     let app = world.app("resources: { day: {} }").await;
     let (bad, good) = tokio::join!(app.get("/api/day?d=2024-01-01,garbage"), app.get("/api/day/2024-01-01"));
     bad.expect(400);

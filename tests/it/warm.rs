@@ -406,7 +406,8 @@ async fn readers_go_first() {
     for id in 4001..4060 {
         // Nothing of what readers ask for is refused: there is always a place for them.
         let path = format!("/api/slow_item/{id}");
-        let busy = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+        let busy =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
         let (one, row) = tokio::join!(app.get(&path), client.query_one(busy, &[]));
         one.expect(200);
         most = most.max(row.expect("it answers").get::<_, i64>(0));
