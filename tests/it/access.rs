@@ -40,7 +40,7 @@ async fn reads_are_public_and_everything_else_needs_a_token_with_the_scope() {
     ask(Method::DELETE, "/admin/cache/item/1", Some("w")).send().await.expect(403);
     ask(Method::DELETE, "/admin/cache/item/1", Some("a")).send().await.expect(204);
     // A refresh that is not allowed is ignored, not refused.
-    app.get("/api/item/1").await.expect(200);
+    app.until("cached", async |app| app.get("/api/item/1").await.expect(200).source() == "cache").await;
     let insists = |token| ask(Method::GET, "/api/item/1", token).header("cache-control", "no-cache").send();
     assert_eq!(insists(None).await.expect(200).source(), "cache");
     assert_eq!(insists(Some("w")).await.expect(200).source(), "cache");

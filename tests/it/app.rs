@@ -96,6 +96,11 @@ impl App {
         }
         let app = Self::launch(config).await;
         app.until("ready", async |app| app.get("/readyz").await.status == 200).await;
+        // It serves without a cache, too, and soon with it where there is one.
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE / 10 && !app.get("/readyz?verbose").await.text.contains("[+] cache") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         app
     }
 
@@ -127,7 +132,9 @@ impl App {
                 }
             }
         });
-        let client = Client::builder().timeout(PATIENCE).build().expect("a client can be made");
+        // A connection on which nobody asks for anything for some seconds may be told so (408) while he is about to.
+        let client = Client::builder().timeout(PATIENCE).pool_idle_timeout(Duration::from_secs(2));
+        let client = client.build().expect("a client can be made");
         let mut app = Self { child, url: String::new(), client, log, _dir: dir };
         let started = Instant::now();
         loop {

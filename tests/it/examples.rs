@@ -16,11 +16,19 @@ fn run(name: &str, redis: Option<&str>) -> String {
     text
 }
 
-/// In this order, each in a line after the one before.
-fn says(name: &str, text: &str, expected: &[&str]) {
+/// What it does not say, where all of that is to come in this order, each in a line after the one before.
+fn lacks<'a>(text: &str, expected: &[&'a str]) -> Option<&'a str> {
     let mut lines = text.lines();
-    for words in expected {
-        assert!(lines.any(|line| line.contains(words)), "{name} does not say {words:?} where it should:\n{text}");
+    expected.iter().copied().find(|words| !lines.any(|line| line.contains(words)))
+}
+
+/// Runs it until it says all of that, three times at most: an example waits for its cache no longer than a program does, and
+/// where the machine stands still for a moment it goes on without.
+fn says(name: &str, redis: Option<&str>, expected: &[&str]) {
+    for left in (0..3).rev() {
+        let text = run(name, redis);
+        let Some(words) = lacks(&text, expected) else { return };
+        assert!(left > 0, "{name} does not say {words:?} where it should:\n{text}");
     }
 }
 
@@ -96,9 +104,9 @@ async fn each_example_runs_and_says_what_it_promises() {
             ],
         ),
     ] {
-        says(name, &run(name, None), expected);
+        says(name, None, expected);
         if ["users", "catalogue"].contains(&name) {
-            says(name, &run(name, Some(&url)), expected);
+            says(name, Some(&url), expected);
         }
     }
 }

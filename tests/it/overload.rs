@@ -48,7 +48,7 @@ pub async fn waiting(app: &App, count: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_hangs_up_in_the_queue_makes_room_and_costs_the_database_nothing() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let app = App::start(&narrow(&world, "")).await;
     let first = get(&app, "/api/slow_item/1");
     begun(&world, 1).await;
@@ -68,7 +68,7 @@ async fn a_client_that_hangs_up_in_the_queue_makes_room_and_costs_the_database_n
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_waits_with_one_who_hangs_up_is_answered() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let app = App::start(&narrow(&world, "")).await;
     let first = get(&app, "/api/slow_item/1");
     begun(&world, 1).await;
@@ -87,7 +87,7 @@ async fn whoever_waits_with_one_who_hangs_up_is_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_whose_time_ends_in_the_queue_is_never_begun() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 700ms }\n";
     let app = App::start(&narrow(&world, server)).await;
     // Its own time ends too; the statement goes on.
@@ -105,7 +105,7 @@ async fn a_write_whose_time_ends_in_the_queue_is_never_begun() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_scan_of_absent_keys_without_a_cache_sees_no_more_than_the_permits_and_hits_nobody_else() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let mut redis = Redis::start().await;
     let world = world.on(&redis);
     let app = App::start(
@@ -157,7 +157,7 @@ async fn a_scan_of_absent_keys_without_a_cache_sees_no_more_than_the_permits_and
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hits_are_served_while_misses_are_refused() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let app = App::start(&narrow(&world, "")).await;
     app.get("/api/item/1").await.expect(200);
     app.until("cached", async |app| app.get("/api/item/1").await.source() == "cache").await;
@@ -194,7 +194,7 @@ async fn rest(stream: &mut TcpStream) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn idle_and_dripping_clients_keep_nobody_else_from_being_served() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let app = App::start(&world.config("resources: { item: {} }\n")).await;
     let address = address(&app);
     let mut idle = Vec::new();
@@ -237,7 +237,7 @@ async fn idle_and_dripping_clients_keep_nobody_else_from_being_served() {
 
 #[tokio::test]
 async fn a_head_without_end_is_refused() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let app = App::start(&world.config("resources: { item: {} }\n")).await;
     let mut stream = TcpStream::connect(address(&app)).await.expect("it listens");
     let long = "x".repeat(4 << 20);
@@ -251,7 +251,7 @@ async fn a_head_without_end_is_refused() {
 
 #[tokio::test]
 async fn a_body_that_is_announced_too_large_is_refused_before_it_comes() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 20s }\n";
     let app = App::start(&(world.config("resources: { item: { write: [update] } }\n") + server)).await;
     let mut stream = TcpStream::connect(address(&app)).await.expect("it listens");
@@ -265,7 +265,7 @@ async fn a_body_that_is_announced_too_large_is_refused_before_it_comes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_that_are_read_at_once_have_a_bound_together() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 20s }\n";
     let app = App::start(&(world.config("resources: { item: { write: [update] } }\n") + server)).await;
     let head = format!(
@@ -291,7 +291,7 @@ async fn bodies_that_are_read_at_once_have_a_bound_together() {
 /// Rows that are large: four of these bodies fit, and no fifth.
 const LARGE: &str = "CREATE TABLE doc (id int PRIMARY KEY, v text); INSERT INTO doc VALUES (1, ''), (2, '');";
 const LARGE_CONFIG: &str = "resources: { doc: { write: [update] }, slow_item: { key: id } }
-server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 20s, max_body: 16MiB }\n";
+server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 50s, max_body: 16MiB }\n";
 
 fn patch(app: &App, id: u32) -> JoinHandle<(u16, String)> {
     let (client, url) = (app.client.clone(), format!("{}/api/doc/{id}", app.url));
@@ -310,10 +310,10 @@ async fn no_room(app: &App) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_of_writes_that_wait_for_a_connection_count_until_those_have_ended() {
-    let world = World::new(&format!("{GATED} {LARGE}")).await;
+    let world = World::trusting(&format!("{GATED} {LARGE}")).await;
     let config = world.config(LARGE_CONFIG);
     let app =
-        App::start(&config.replace("database: {", "database: { statement_timeout: 20s, pool_size: 1, queue: 20,"))
+        App::start(&config.replace("database: {", "database: { statement_timeout: 50s, pool_size: 1, queue: 20,"))
             .await;
     let first = get(&app, "/api/slow_item/1");
     begun(&world, 1).await;
@@ -333,9 +333,9 @@ async fn bodies_of_writes_that_wait_for_a_connection_count_until_those_have_ende
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_of_writes_under_way_count_though_their_clients_hung_up() {
-    let world = World::new(&format!("{GATED} {LARGE}")).await;
+    let world = World::trusting(&format!("{GATED} {LARGE}")).await;
     let config = world.config(LARGE_CONFIG);
-    let app = App::start(&config.replace("database: {", "database: { statement_timeout: 20s, pool_size: 8,")).await;
+    let app = App::start(&config.replace("database: {", "database: { statement_timeout: 50s, pool_size: 8,")).await;
     let other = world.database.client().await;
     other.batch_execute("BEGIN; SELECT FROM doc WHERE id = 1 FOR UPDATE").await.expect("it is free");
     let writes: Vec<_> = (0..4).map(|_| patch(&app, 1)).collect();
@@ -354,7 +354,7 @@ async fn bodies_of_writes_under_way_count_though_their_clients_hung_up() {
 
 #[tokio::test]
 async fn a_database_without_memory_is_not_asked_again_at_once() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1), (2); CREATE SEQUENCE begun;
          CREATE FUNCTION fail(code text) RETURNS int LANGUAGE plpgsql VOLATILE AS $$
            BEGIN PERFORM nextval('begun'); RAISE EXCEPTION 'as the test says' USING ERRCODE = code; END $$;
@@ -375,7 +375,7 @@ async fn a_database_without_memory_is_not_asked_again_at_once() {
 
 #[tokio::test]
 async fn a_body_that_drips_is_refused_and_its_connection_closed() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 500ms }\n";
     let app = App::start(&(world.config("resources: { item: { write: [update] } }\n") + server)).await;
     let mut stream = TcpStream::connect(address(&app)).await.expect("it listens");
@@ -388,9 +388,10 @@ async fn a_body_that_drips_is_refused_and_its_connection_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_never_reads_its_answers_is_cut_off() {
-    let world =
-        World::new("CREATE TABLE big (id int PRIMARY KEY, v text); INSERT INTO big VALUES (1, repeat('x', 900000));")
-            .await;
+    let world = World::trusting(
+        "CREATE TABLE big (id int PRIMARY KEY, v text); INSERT INTO big VALUES (1, repeat('x', 900000));",
+    )
+    .await;
     let server = "server: { listen: \"127.0.0.1:0\", drain_delay: 0s, request_timeout: 1s }\n";
     let app = App::start(&(world.config("resources: { big: {} }\n") + server)).await;
     app.until("cached", async |app| app.get("/api/big/1").await.expect(200).source() == "cache").await;
@@ -411,7 +412,7 @@ async fn a_client_that_never_reads_its_answers_is_cut_off() {
 #[tokio::test]
 async fn the_limit_of_open_files_is_raised_and_connections_fit_into_it() {
     let dir = tempfile::tempdir().expect("a folder can be made");
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let config = world.config("resources: { item: {} }\nserver: { listen: \"127.0.0.1:0\", drain_delay: 0s }\n");
     crate::app::migrate(&config);
     let file = dir.path().join("config.yaml");

@@ -45,7 +45,7 @@ async fn alone(postgres: &Postgres) -> World {
     database.client().await.batch_execute(GATED).await.expect("the schema is sound");
     let prefix = format!("pool{}-{}:", std::process::id(), postgres.port());
     let redis_url = Redis::shared().await.url();
-    World { database, redis_url, prefix, cache_more: String::new(), invalidation: "" }
+    World { database, redis_url, prefix, cache_more: String::new(), invalidation: "max_staleness: 10s" }
 }
 
 /// A proxy before it, and the configuration that leads through that.
@@ -59,7 +59,7 @@ pub async fn through(postgres: &Postgres, config: &str) -> (Proxy, String) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_is_kept_open_and_the_rest_is_made_for_those_who_wait_and_never_more() {
     for (size, kept) in [(1, 1), (2, 1), (5, 3)] {
-        let world = World::new(GATED).await;
+        let world = World::trusting(GATED).await;
         let app = App::start(&sized(&world, size, 3)).await;
         open(&app, kept).await;
         let served = readers(&app, 1, size);
@@ -84,7 +84,7 @@ async fn half_is_kept_open_and_the_rest_is_made_for_those_who_wait_and_never_mor
 
 #[tokio::test]
 async fn what_is_read_is_planned_on_connections_that_nobody_has_used_and_reads_no_row_there() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     world.sql("INSERT INTO gate VALUES (true)").await;
     let app = App::start(&sized(&world, 8, 3)).await;
     open(&app, 4).await;
@@ -205,7 +205,7 @@ async fn where_the_server_has_no_room_readers_wait_for_the_connections_that_ther
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_connected_before_changes_were_captured_is_made_anew() {
-    let world = World::new(GATED).await;
+    let world = World::trusting(GATED).await;
     let config = sized(&world, 4, 10);
     let app = App::launch(&config).await;
     // Both that are kept: nobody needs another one.
@@ -219,7 +219,7 @@ async fn what_was_connected_before_changes_were_captured_is_made_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_all_tables_are_may_take_longer_to_find_out_than_a_statement() {
     let tables: String = (0..15).map(|table| format!("CREATE TABLE t{table} (id int PRIMARY KEY);")).collect();
-    let world = World::new(&tables).await;
+    let world = World::trusting(&tables).await;
     let config =
         world.config("resources: { t0: {} }\n").replace("database: {", "database: { statement_timeout: 1500ms,");
     let (proxy, config) = through(Postgres::shared().await, &config).await;
@@ -240,7 +240,7 @@ const EXPLAINED: &str = "
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_asks_which_value_was_refused_keeps_no_connection_for_it_where_the_network_falls_silent() {
-    let world = World::new(EXPLAINED).await;
+    let world = World::trusting(EXPLAINED).await;
     let config = world.config("invalidation: { mode: none }\nresources: { note: { write: [update] } }\n");
     let config = config.replace("database: {", "database: { statement_timeout: 5s,");
     let (proxy, config) = through(Postgres::shared().await, &config).await;
@@ -260,7 +260,7 @@ async fn whoever_asks_which_value_was_refused_keeps_no_connection_for_it_where_t
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_check_ends_where_the_network_falls_silent() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE TABLE item (id int PRIMARY KEY);
          CREATE FUNCTION planned() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
            BEGIN PERFORM pg_sleep(20); RETURN 1; END $$;",

@@ -51,7 +51,7 @@ fn request(method: &[u8], path: &[u8], headers: &[u8], body: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn arbitrary_bytes_get_a_4xx() {
-    let world = World::new(SCHEMA).await;
+    let world = World::trusting(SCHEMA).await;
     let app = App::start(&world.config(RESOURCES)).await;
     let mut random = fastrand::Rng::with_seed(7);
     let odd: [&[u8]; 26] = [
@@ -130,7 +130,7 @@ async fn arbitrary_bytes_get_a_4xx() {
 
 #[tokio::test]
 async fn deep_large_and_odd_bodies_get_a_4xx() {
-    let world = World::new(SCHEMA).await;
+    let world = World::trusting(SCHEMA).await;
     let app = App::start(&world.config(RESOURCES)).await;
     app.post("/api/item", r#"{"id":1,"data":{"a":1}}"#).await.expect(201);
     let deep = |open: &str, close: &str, times: usize| format!("{}1{}", open.repeat(times), close.repeat(times));
@@ -160,7 +160,7 @@ async fn deep_large_and_odd_bodies_get_a_4xx() {
 
 #[tokio::test]
 async fn a_request_that_never_ends_is_ended() {
-    let world = World::new(SCHEMA).await;
+    let world = World::trusting(SCHEMA).await;
     let app = App::start(&world.config(RESOURCES)).await;
     for unfinished in [
         &b"GET /api/item/1 HTTP/1.1\r\nHost: x\r\nX: "[..],

@@ -7,7 +7,7 @@ use crate::app::{App, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_under_load_fails_no_request() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 100);
          CREATE FUNCTION slow() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.1); RETURN 0; END $$;
          CREATE VIEW slow_item AS SELECT id, slow() AS waited FROM item;",
@@ -67,7 +67,7 @@ async fn take_seat(config: &str, seat: &Seat) -> App {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_are_restarted_in_turn_fail_no_request_and_find_the_cache_warm() {
     const KEYS: u64 = 100;
-    let world = World::new(&format!(
+    let world = World::trusting(&format!(
         "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, {KEYS});"
     ))
     .await;
@@ -130,7 +130,7 @@ async fn seen(app: &App) -> u64 {
 
 #[tokio::test]
 async fn a_request_that_was_accepted_is_answered_after_sigterm() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1); CREATE SEQUENCE begun;
          CREATE FUNCTION slow() RETURNS int LANGUAGE plpgsql VOLATILE AS $$
            BEGIN PERFORM nextval('begun'); PERFORM pg_sleep(1); RETURN 0; END $$;
@@ -148,7 +148,7 @@ async fn a_request_that_was_accepted_is_answered_after_sigterm() {
 
 #[tokio::test]
 async fn a_write_that_outlived_its_request_is_finished_and_told_to_the_cache_before_the_end() {
-    let world = World::new(
+    let world = World::trusting(
         "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item VALUES (1, 0);
          CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.5); RETURN NEW; END $$;
          CREATE TRIGGER slow BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION slow();",

@@ -23,7 +23,7 @@ pub async fn evaluations(world: &World) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_hundred_readers_at_two_replicas_make_one_query() {
-    four_hundred_readers(World::new(SCHEMA).await).await;
+    four_hundred_readers(World::trusting(SCHEMA).await).await;
 }
 
 pub async fn four_hundred_readers(world: World) {
@@ -46,10 +46,9 @@ pub async fn four_hundred_readers(world: World) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cache_that_answers_late_costs_no_second_query() {
-    let (world, redis) = (World::new(SCHEMA).await, Redis::start().await);
+    let (world, redis) = (World::trusting(SCHEMA).await, Redis::start().await);
     let world = World { cache_more: ", timeout: 1s".into(), ..world }.on(&redis);
-    let resources = format!("invalidation: {{ max_staleness: 10s }}\n{RESOURCES}");
-    let apps = [world.app(&resources).await, world.app(&resources).await];
+    let apps = [world.app(RESOURCES).await, world.app(RESOURCES).await];
     for app in &apps {
         app.until("cached", async |app| app.get("/api/item/1").await.source() == "cache").await;
     }
@@ -74,7 +73,7 @@ async fn a_cache_that_answers_late_costs_no_second_query() {
 
 #[tokio::test]
 async fn a_batch_of_cold_keys_is_one_query_too_and_batches_share() {
-    let world = World::new(SCHEMA).await;
+    let world = World::trusting(SCHEMA).await;
     let app = world.app(RESOURCES).await;
     let before = evaluations(&world).await;
     let path = "/api/slow_item?id=1,2,3";
@@ -96,7 +95,7 @@ async fn load_under_way(world: &World, app: &App, path: &str) -> tokio::task::Jo
 
 #[tokio::test]
 async fn a_filler_that_pauses_while_the_row_changes_is_refused() {
-    paused_filler(World::new(SCHEMA).await).await;
+    paused_filler(World::trusting(SCHEMA).await).await;
 }
 
 pub async fn paused_filler(world: World) {
@@ -121,7 +120,7 @@ pub async fn paused_filler(world: World) {
 
 #[tokio::test]
 async fn a_fill_whose_lease_was_invalidated_finds_nothing() {
-    invalidated_lease(World::new(SCHEMA).await).await;
+    invalidated_lease(World::trusting(SCHEMA).await).await;
 }
 
 pub async fn invalidated_lease(world: World) {
@@ -135,7 +134,7 @@ pub async fn invalidated_lease(world: World) {
 
 #[tokio::test]
 async fn a_live_filler_keeps_its_lock_for_longer_than_the_lock() {
-    live_filler(World::new(SCHEMA).await).await;
+    live_filler(World::trusting(SCHEMA).await).await;
 }
 
 pub async fn live_filler(world: World) {
@@ -149,7 +148,7 @@ pub async fn live_filler(world: World) {
 
 #[tokio::test]
 async fn a_filler_that_dies_delays_others_by_its_lock_alone() {
-    dying_filler(World::new(SCHEMA).await).await;
+    dying_filler(World::trusting(SCHEMA).await).await;
 }
 
 pub async fn dying_filler(world: World) {
@@ -168,7 +167,7 @@ pub async fn dying_filler(world: World) {
 
 #[tokio::test]
 async fn a_reader_that_hangs_up_stops_no_load_that_others_wait_for() {
-    let world = World::new(SCHEMA).await;
+    let world = World::trusting(SCHEMA).await;
     let app = world.app(RESOURCES).await;
     let before = evaluations(&world).await;
     let read = load_under_way(&world, &app, "/api/slow_item/11").await;

@@ -5,7 +5,7 @@ use crate::app::{App, World};
 #[tokio::test]
 async fn metrics_tell_hits_from_misses_and_name_no_key() {
     let world =
-        World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 9);").await;
+        World::trusting("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item SELECT generate_series(1, 9);").await;
     let app = world.app("resources: { item: { write: [delete] } }").await;
     let before = app.get("/metrics").await.expect(200);
     assert!(before.header("content-type").starts_with("text/plain; version=0.0.4"), "{before:?}");
@@ -45,7 +45,7 @@ async fn metrics_tell_hits_from_misses_and_name_no_key() {
 
 #[tokio::test]
 async fn management_has_a_port_of_its_own_where_one_is_given() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
+    let world = World::trusting("CREATE TABLE item (id int PRIMARY KEY); INSERT INTO item VALUES (1);").await;
     let config = world.config("resources: { item: {} }\n")
         + "server: { listen: \"127.0.0.1:0\", management_listen: \"127.0.0.2:0\", drain_delay: 0s }\n";
     let app = App::launch(&config).await;
@@ -68,7 +68,7 @@ async fn management_has_a_port_of_its_own_where_one_is_given() {
 
 #[tokio::test]
 async fn the_log_is_json_and_holds_no_password() {
-    let world = World::new("CREATE TABLE item (id int PRIMARY KEY);").await;
+    let world = World::trusting("CREATE TABLE item (id int PRIMARY KEY);").await;
     let config =
         world.config("resources: { item: {} }").replace("postgres://postgres@", "postgres://postgres:hunter2@");
     let app = App::start(&config).await;

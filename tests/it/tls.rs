@@ -86,8 +86,7 @@ async fn both_backends_are_reached_over_tls_and_strangers_are_refused() {
         [("require", ""), ("prefer", ""), ("require", "ca.crt"), ("verify-ca", "ca.crt"), ("verify-full", "ca.crt")]
     {
         let app = App::start(&config(mode, ca)).await;
-        app.get("/api/item/1").await.expect(200);
-        assert_eq!(app.get("/api/item/1").await.source(), "cache", "{mode}");
+        app.until("cached", async |app| app.get("/api/item/1").await.expect(200).source() == "cache").await;
         let encrypted = "SELECT bool_or(s.ssl) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) WHERE a.application_name = 'cache-aside'";
         let row = database.client().await.query_one(encrypted, &[]).await.expect("it answers");
         assert!(row.get::<_, bool>(0), "{mode}");
