@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::servers::{Database, Postgres, Redis};
 
 /// Nothing that a test waits for takes longer, unless it is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A running service.
 pub struct App {
@@ -108,7 +108,11 @@ impl App {
     pub async fn launch(config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder can be made");
         let file = dir.path().join("config.yaml");
-        std::fs::write(&file, given(config)).expect("the configuration can be written");
+        let mut text = config.to_owned();
+        if !text.contains("server:") {
+            text.push_str("\nserver: { listen: \"127.0.0.1:0\", drain_delay: 0s }\n");
+        }
+        std::fs::write(&file, given(&text)).expect("the configuration can be written");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_cache-aside"), "serve", "--config"]).arg(&file);
         Self::spawn(command, dir).await
@@ -248,12 +252,9 @@ impl Drop for App {
     }
 }
 
-/// The configuration with a port, and with what this binary gives ([`crate::GIVEN`]) where it says nothing of that.
+/// The configuration with what this binary gives ([`crate::GIVEN`]) where it says nothing of that.
 fn given(config: &str) -> String {
     let mut text = config.to_owned();
-    if !text.contains("server:") {
-        text.push_str("\nserver: { listen: \"127.0.0.1:0\", drain_delay: 0s }\n");
-    }
     for (section, key, value) in crate::GIVEN {
         let start = format!("{section}: {{");
         let says = |line: &str| line.trim_start().starts_with(&start) && !line.contains(&format!(" {key}:"));
@@ -274,7 +275,7 @@ pub fn signal(pid: u32, name: &str) {
 pub fn command(config: &str, args: &[&str]) -> Output {
     let dir = tempfile::tempdir().expect("a folder can be made");
     let file = dir.path().join("config.yaml");
-    std::fs::write(&file, config).expect("the configuration can be written");
+    std::fs::write(&file, given(config)).expect("the configuration can be written");
     let mut command = Command::new(env!("CARGO_BIN_EXE_cache-aside"));
     command.args(args).arg("--config").arg(&file).output().expect("it runs")
 }

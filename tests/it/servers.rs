@@ -114,7 +114,8 @@ impl Postgres {
         .await
         .expect("the data should be copied");
         server.args.extend(["-D".to_owned(), data.display().to_string()]);
-        for setting in POSTGRES_SETTINGS {
+        // Its own readers are never cut off for what it has to catch up with.
+        for setting in POSTGRES_SETTINGS.into_iter().chain(["max_standby_streaming_delay=-1"]) {
             server.args.extend(["-c".to_owned(), setting.to_owned()]);
         }
         server.start().await;
@@ -253,6 +254,8 @@ impl Mariadb {
         server.args.extend(["--no-defaults".to_owned(), format!("--datadir={}", data.display())]);
         server.args.push(format!("--socket={}", server.folder.join("socket").display()));
         server.args.push(format!("--pid-file={}", server.folder.join("mariadbd.pid").display()));
+        // A server that starts deletes whatever another one has left in a folder for temporary files, or has there now.
+        server.args.push(format!("--tmpdir={}", data.display()));
         for setting in MARIADB_SETTINGS.iter().chain(settings) {
             server.args.push(setting.replace("init.sql", &init.display().to_string()));
         }
