@@ -83,7 +83,8 @@ impl Peer {
     async fn prepares(&mut self) -> String {
         let mut statement = None;
         loop {
-            let (kind, body) = self.message().await.expect("it is there");
+            let message = tokio::time::timeout(Duration::from_secs(20), self.message()).await;
+            let (kind, body) = message.expect("it is asked").expect("it is there");
             match kind {
                 // A name, the text, the types of its parameters.
                 b'P' => statement = body.split(|byte| *byte == 0).nth(1).map(<[u8]>::to_vec),
