@@ -2,28 +2,51 @@
 //!
 //! A backend that runs a statement for the first time reads the catalogues and plans: some milliseconds of a processor instead
 //! of a fraction of one. When a cache dies, its readers come to all connections at once, and the database plans for all of
-//! them at the same time, before it answers. So every idle connection runs what is read here, once, with a key that no row has.
+//! them at the same time, before it answers. So every idle connection runs what is read here, with a key that no row has, until
+//! PostgreSQL plans it no more.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use deadpool_postgres::ClientWrapper;
+use tokio::time::Instant;
 use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 
 use super::{Checked, LOOK, Made, Pool};
-use crate::catalog::Resource;
+use crate::catalog::{Column, Kind, Resource};
 use crate::store::postgres::SLACK;
 use crate::store::waiters::Place;
 
 /// So many at most: what herds read is few, and each takes some memory of each backend.
 const MOST: usize = 32;
+/// PostgreSQL plans a prepared statement for the values that come, five times on each connection; the sixth time it makes
+/// the plan that it then keeps, unless others have turned out to be cheaper (`choose_custom_plan` in its `plancache.c`).
+const RUNS: usize = 6;
+/// What takes longer is run once: planning is little of it.
+const SHORT: Duration = Duration::from_millis(10);
 
-/// A statement that reads a row or a list by its parameters, all of them text.
+/// A statement that reads a row or a list.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Expected {
     sql: String,
-    parameters: usize,
+    /// A text for each of its parameters that no row is likely to have. NULL, where nobody knows one: nothing is planned for
+    /// that, but the catalogues are read.
+    parameters: Vec<Option<&'static str>>,
+}
+
+/// A value that no row is likely to have; one that has is read, no more.
+fn absent(column: &Column) -> Option<&'static str> {
+    match &column.kind {
+        Kind::Integer { min: 0.., .. } => None,
+        Kind::Integer { .. } => Some("-32768"),
+        Kind::Text { .. } => Some("\u{1}"),
+        Kind::Uuid => Some("ffffffff-ffff-ffff-ffff-ffffffffffff"),
+        Kind::Bytes => Some("\\x01"),
+        Kind::Number => Some("NaN"),
+        Kind::Boolean | Kind::Label(_) | Kind::Other => None,
+    }
 }
 
 impl Expected {
@@ -32,24 +55,35 @@ impl Expected {
     /// What was expected before stays where it is still asked: which resource is read more than another changes often.
     fn of<'a>(resources: impl Iterator<Item = &'a Resource>, before: &[Arc<Self>]) -> Vec<Arc<Self>> {
         let resources = resources.filter(|resource| resource.parameters.is_none());
-        let asked: Vec<(&str, usize)> = resources
+        let asked: Vec<Self> = resources
             .flat_map(|resource| {
-                let lists = resource.statements.lists.iter().map(|list| (list.as_str(), 1));
-                std::iter::once((resource.statements.row.as_str(), resource.key.len())).chain(lists)
+                let row = Self::new(&resource.statements.row, resource.key_columns());
+                let lists = resource.statements.lists.iter().zip(&resource.lists);
+                let by = |position: usize| std::iter::once(&resource.table.columns[position]);
+                std::iter::once(row).chain(lists.map(move |(sql, list)| Self::new(sql, by(list.column))))
             })
             .collect();
-        let is = |one: &Self, (sql, parameters): (&str, usize)| one.sql == sql && one.parameters == parameters;
-        let kept = before.iter().filter(|one| asked.iter().any(|asked| is(one, *asked)));
-        let new = asked.iter().filter(|asked| !before.iter().any(|one| is(one, **asked)));
-        let new = new.map(|(sql, parameters)| Arc::new(Self { sql: (*sql).to_owned(), parameters: *parameters }));
-        kept.cloned().chain(new).take(MOST).collect()
+        let kept: Vec<Arc<Self>> = before.iter().filter(|one| asked.contains(one)).cloned().collect();
+        let new = asked.into_iter().filter(|asked| !before.iter().any(|one| **one == *asked)).map(Arc::new);
+        kept.into_iter().chain(new).take(MOST).collect()
+    }
+
+    fn new<'a>(sql: &str, by: impl Iterator<Item = &'a Column>) -> Self {
+        Self { sql: sql.to_owned(), parameters: by.map(absent).collect() }
     }
 
     async fn run(&self, client: &ClientWrapper) -> Result<(), Error> {
-        let null: Option<&str> = None;
-        let params: Vec<&(dyn ToSql + Sync)> = (0..self.parameters).map(|_| &null as _).collect();
+        let params: Vec<&(dyn ToSql + Sync)> = self.parameters.iter().map(|text| text as _).collect();
         let statement = client.prepare_cached(&self.sql).await?;
-        client.query(&statement, &params).await.map(drop)
+        let runs = if self.parameters.contains(&None) { 1 } else { RUNS };
+        for _ in 0..runs {
+            let began = Instant::now();
+            client.query(&statement, &params).await?;
+            if began.elapsed() > SHORT {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -118,13 +152,40 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use super::{Expected, MOST};
-    use crate::catalog::{Policy, Resource, Statements};
+    use crate::catalog::{Column, Kind, List, Policy, Resource, Statements};
     use crate::config::Defaults;
 
+    /// A resource with one column, its key and what it is listed by.
+    fn keyed(kind: Kind, row: &str, lists: &[&str]) -> Resource {
+        let column = Column {
+            name: "id".into(),
+            type_name: String::new(),
+            cast: String::new(),
+            kind,
+            exact: true,
+            json: false,
+            generated: false,
+            counted: false,
+            nullable: false,
+        };
+        let policy = Policy::new(&Defaults::default());
+        let list = List { column: 0, order: Vec::new(), limit: 1, policy };
+        let mut resource = Resource {
+            key: vec![0],
+            lists: vec![list; lists.len()],
+            statements: Statements {
+                row: row.into(),
+                lists: lists.iter().map(|list| (*list).to_owned()).collect(),
+                ..Statements::default()
+            },
+            ..Resource::loaded("it", policy, "", 1)
+        };
+        resource.table.columns.push(column);
+        resource
+    }
+
     pub(in super::super) fn resource(row: &str, lists: &[&str]) -> Resource {
-        let lists = lists.iter().map(|list| (*list).to_owned()).collect();
-        let statements = Statements { row: row.into(), lists, ..Statements::default() };
-        Resource { statements, ..Resource::loaded("it", Policy::new(&Defaults::default()), "", 1) }
+        keyed(Kind::Uuid, row, lists)
     }
 
     fn texts(expected: &[Arc<Expected>]) -> Vec<&str> {
@@ -140,6 +201,14 @@ pub(super) mod tests {
         assert_eq!(texts(&other), ["a", "by x", "by y", "b", "c"]);
         assert!(Arc::ptr_eq(&first[3], &other[3]), "it need not be run again");
         assert_eq!(texts(&Expected::of([&c, &b].into_iter(), &other)), ["b", "c"]);
+    }
+
+    #[test]
+    fn another_type_is_asked_with_another_value() {
+        let first = Expected::of([&keyed(Kind::Uuid, "a", &[])].into_iter(), &[]);
+        let other = Expected::of([&keyed(Kind::Text { max_bytes: None }, "a", &[])].into_iter(), &first);
+        assert_eq!(other.len(), 1);
+        assert_ne!(first, other);
     }
 
     #[test]
