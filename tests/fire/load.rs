@@ -190,11 +190,19 @@ fn sum<'a>(windows: impl Iterator<Item = (&'a u128, &'a Window)>) -> Window {
 
 /// A load that goes on.
 pub struct Going {
+    began: Instant,
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<Seen>,
 }
 
 impl Going {
+    /// Waits until a window begins: what is done then concerns none before it.
+    pub async fn next_window(&self) {
+        let over = Instant::now().saturating_duration_since(self.began).as_millis() % WINDOW.as_millis();
+        let left = WINDOW.as_millis() - over;
+        tokio::time::sleep(Duration::from_millis(u64::try_from(left).unwrap_or_default())).await;
+    }
+
     /// Ends it, when what was asked is answered.
     pub async fn end(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
@@ -219,9 +227,10 @@ struct Shared {
 impl Load {
     pub fn start(self) -> Going {
         let stop = Arc::new(AtomicBool::new(false));
+        let began = Instant::now() + Duration::from_millis(20);
         let shared = Arc::new(Shared {
             load: self,
-            began: Instant::now() + Duration::from_millis(20),
+            began,
             stop: Arc::clone(&stop),
             taken: AtomicU64::new(0),
             windows: Mutex::default(),
@@ -244,7 +253,7 @@ impl Load {
             let most_under_way = shared.most_under_way.load(Ordering::Relaxed);
             Seen { began: shared.began, windows, control, most_under_way }
         });
-        Going { stop, thread }
+        Going { began, stop, thread }
     }
 
     /// Reads for a while.

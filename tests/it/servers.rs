@@ -522,7 +522,7 @@ impl Memcached {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Engine {
     Postgres,
     Mariadb,
@@ -649,7 +649,11 @@ impl Server {
     }
 
     async fn kill(&mut self) {
-        if let Some(child) = self.child.take() {
+        if let Some(mut child) = self.child.take() {
+            // What has no children to be found first dies without standing still for that long.
+            if self.engine != Engine::Postgres {
+                let _ = child.kill();
+            }
             let folder = self.folder.clone();
             spawn_blocking(move || end(child, &folder)).await.expect("a server should die");
         }

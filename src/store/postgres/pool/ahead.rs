@@ -39,13 +39,12 @@ pub(super) struct Expected {
 /// A value that no row is likely to have; one that has is read, no more.
 fn absent(column: &Column) -> Option<&'static str> {
     match &column.kind {
-        Kind::Integer { min: 0.., .. } => None,
-        Kind::Integer { .. } => Some("-32768"),
+        Kind::Integer { min: ..=-32_768, .. } => Some("-32768"),
         Kind::Text { .. } => Some("\u{1}"),
         Kind::Uuid => Some("ffffffff-ffff-ffff-ffff-ffffffffffff"),
         Kind::Bytes => Some("\\x01"),
         Kind::Number => Some("NaN"),
-        Kind::Boolean | Kind::Label(_) | Kind::Other => None,
+        Kind::Integer { .. } | Kind::Boolean | Kind::Label(_) | Kind::Other => None,
     }
 }
 
