@@ -102,6 +102,27 @@ async fn what_is_read_is_planned_on_connections_that_nobody_has_used_and_reads_n
     open(&app, 4).await;
 }
 
+#[tokio::test]
+async fn what_takes_long_to_find_nothing_is_run_ahead_by_one_connection_and_planned_by_all() {
+    let world = World::trusting(
+        "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item VALUES (1, 1); CREATE SEQUENCE begun;
+         CREATE VIEW slow_item AS
+           SELECT id, n FROM (SELECT id, n FROM item, (SELECT nextval('begun') AS n, pg_sleep(0.3) OFFSET 0) AS s OFFSET 0) AS all_of_it;",
+    )
+    .await;
+    let app = App::start(&sized(&world, 8, 3)).await;
+    open(&app, 4).await;
+    app.get("/api/slow_item/1").await.expect(200);
+    world.until("SELECT last_value = 2 FROM begun").await;
+    world
+        .until(
+            "SELECT count(*) >= 4 FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name = 'cache-aside' AND state = 'idle' AND query LIKE 'SELECT (SELECT row_to_json%slow_item%'",
+        )
+        .await;
+    assert_eq!(world.text("SELECT last_value::text FROM begun").await, "2");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connects_that_hang_keep_nobody_from_those_that_succeed() {
     let postgres = Postgres::start().await;
