@@ -96,8 +96,8 @@ async fn what_is_read_is_planned_on_connections_that_nobody_has_used_and_reads_n
              AND application_name = 'cache-aside' AND state = 'idle' AND query LIKE 'SELECT (SELECT row_to_json%slow_item%'",
         )
         .await;
-    // For as often as each would be planned anew, and with a key that makes the database look.
-    world.until("SELECT seq_scan + idx_scan > 4 * 6 FROM pg_stat_user_tables WHERE relname = 'item'").await;
+    // With a key that makes the database look, and more than once on a connection, which a busy machine may make one alone.
+    world.until("SELECT seq_scan + idx_scan > 1 + 4 FROM pg_stat_user_tables WHERE relname = 'item'").await;
     assert_eq!(world.text("SELECT last_value::text FROM begun").await, "1");
     open(&app, 4).await;
 }
