@@ -123,6 +123,35 @@ async fn what_takes_long_to_find_nothing_is_run_ahead_by_one_connection_and_plan
     assert_eq!(world.text("SELECT last_value::text FROM begun").await, "2");
 }
 
+#[tokio::test]
+async fn a_connection_that_is_lost_while_it_runs_ahead_is_made_anew_and_tries_no_more() {
+    let world = World::trusting(
+        "CREATE TABLE item (id int PRIMARY KEY, v int); INSERT INTO item VALUES (1, 1); CREATE SEQUENCE begun;
+         CREATE VIEW slow_item AS SELECT id, n FROM (
+           SELECT id, n, pg_sleep(CASE WHEN n > 1 THEN 15 ELSE 0 END)
+           FROM item, (SELECT nextval('begun') AS n OFFSET 0) AS s OFFSET 0) AS all_of_it;",
+    )
+    .await;
+    let app = App::start(&sized(&world, 8, 3)).await;
+    open(&app, 4).await;
+    app.get("/api/slow_item/1").await.expect(200);
+    let running = "FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
+                   AND wait_event = 'PgSleep' AND application_name = 'cache-aside' \
+                   AND query_start < clock_timestamp() - interval '0.3 s'";
+    world.until(&format!("SELECT count(*) = 1 {running}")).await;
+    // Meanwhile others are served.
+    app.get("/api/item/1").await.expect(200);
+    world.sql(&format!("SELECT pg_terminate_backend(pid) {running}")).await;
+    world
+        .until(
+            "SELECT count(*) >= 4 FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name = 'cache-aside' AND state = 'idle' AND query LIKE 'SELECT (SELECT row_to_json%item%'",
+        )
+        .await;
+    open(&app, 4).await;
+    assert_eq!(world.text("SELECT last_value::text FROM begun").await, "2");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connects_that_hang_keep_nobody_from_those_that_succeed() {
     let postgres = Postgres::start().await;
